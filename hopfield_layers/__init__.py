@@ -1,0 +1,100 @@
+"""Neuron layers from Lagrangians, and the dynamics that lets them settle.
+
+A layer is a convex scalar function L (its Lagrangian) of a state x, shifted by a bias b: z = x − b.
+
+| | |
+|---|---|
+| activation | g = ∂L/∂z |
+| energy, the Legendre transform | E = Σ z·g − L(z) = L*(g) ≥ −L(0) |
+| drive, with an external input I | u = ∂E/∂g = z − I |
+| `flow="state"` | τ dx/dt = −∂E/∂x = −H u, with H = ∂²L/∂x² |
+| `flow="activation"` | τ dx/dt = −∂E/∂g = −u |
+| descent | dE/dt = −‖H u‖²/τ and −uᵀH u/τ, never positive |
+
+Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and machine learning"
+(ICLR 2021), arXiv:2008.06996.
+"""
+
+from .dynamics import EnergyFlow, solve
+from .lagrangians import (
+    AbstractLagrangian,
+    as_lagrangian,
+    LCosh,
+    LEntmax,
+    LExp,
+    LGhostmax,
+    LIdentity,
+    LLayerNorm,
+    LPower,
+    LRelu,
+    LRepu,
+    LRexp,
+    LSigmoid,
+    LSoftmax,
+    LSparsemax,
+    LSphericalNorm,
+    LTanh,
+)
+from .layers import (
+    CoshLayer,
+    EntmaxLayer,
+    ExpLayer,
+    GhostmaxLayer,
+    IdentityLayer,
+    Layer,
+    LayerNormLayer,
+    make_layer,
+    MakeLayer,
+    PowerLayer,
+    ReluLayer,
+    RepuLayer,
+    RexpLayer,
+    SigmoidLayer,
+    SoftmaxLayer,
+    SparsemaxLayer,
+    SphericalNormLayer,
+    TanhLayer,
+)
+from .model import AbstractEnergyModel
+
+
+__all__ = [
+    "AbstractEnergyModel",
+    "AbstractLagrangian",
+    "CoshLayer",
+    "EnergyFlow",
+    "EntmaxLayer",
+    "ExpLayer",
+    "GhostmaxLayer",
+    "IdentityLayer",
+    "LCosh",
+    "LEntmax",
+    "LExp",
+    "LGhostmax",
+    "LIdentity",
+    "LLayerNorm",
+    "LPower",
+    "LRelu",
+    "LRepu",
+    "LRexp",
+    "LSigmoid",
+    "LSoftmax",
+    "LSparsemax",
+    "LSphericalNorm",
+    "LTanh",
+    "Layer",
+    "LayerNormLayer",
+    "MakeLayer",
+    "PowerLayer",
+    "ReluLayer",
+    "RepuLayer",
+    "RexpLayer",
+    "SigmoidLayer",
+    "SoftmaxLayer",
+    "SparsemaxLayer",
+    "SphericalNormLayer",
+    "TanhLayer",
+    "as_lagrangian",
+    "make_layer",
+    "solve",
+]

@@ -1,0 +1,235 @@
+"""How a model's state moves: the vector field, and solutions of it."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from ._arrays import as_float, widened
+from .lagrangians.base import SMALLEST
+from .model import AbstractEnergyModel
+
+
+Inputs = PyTree | Callable[[Array], PyTree] | None
+
+
+class EnergyFlow(eqx.Module):
+    """The vector field of a model, for your own `diffrax.diffeqsolve`.
+
+    With u = ∂E/∂g − I and H = ∂²L/∂x²,
+
+    | `flow` | dx/dt | |
+    |---|---|---|
+    | `"state"` | −H u/τ | descent along −∂E/∂x |
+    | `"activation"` | −u/τ | descent along −∂E/∂g (Krotov & Hopfield) |
+
+    dE/dt = −‖H u‖²/τ and −uᵀH u/τ are never positive. H u is one Jacobian–vector product of the
+    activation.
+
+    **Arguments:**
+
+    - `model`: an [`hopfield_layers.AbstractEnergyModel`][].
+    - `flow`: `"state"` or `"activation"`.
+    - `inputs`: the external input I, which adds −Σ I·g to the energy: a tree of arrays that
+        broadcast to the state, or a function of t that returns one.
+
+    Called as `(t, x, args)`; `args` is ignored. x is a state with any batch axes the model takes.
+
+    **Raises:** `ValueError` for an unknown flow; when called, if an input doesn't fit the state.
+
+    ```python
+    >>> import diffrax
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> flow = hl.EnergyFlow(hl.TanhLayer(3, tau=2.0), flow="activation", inputs=jnp.ones(3))
+    >>> print(flow(0.0, jnp.array([0.0, 3.0, 2.0])))
+    [ 0.5 -1.  -0.5]
+    >>> solution = diffrax.diffeqsolve(
+    ...     diffrax.ODETerm(flow), diffrax.Heun(), t0=0.0, t1=2.0, dt0=0.1, y0=jnp.zeros(3)
+    ... )
+    >>> print(solution.ys[-1].round(3))  # 1 − exp(−t1/τ)
+    [0.632 0.632 0.632]
+
+    ```
+    """
+
+    model: AbstractEnergyModel
+    flow: Literal["state", "activation"] = eqx.field(default="state", static=True)
+    inputs: Inputs = eqx.field(default=None, kw_only=True)
+
+    def __check_init__(self):
+        if self.flow not in ("state", "activation"):
+            raise ValueError(f'Expected flow="state" or flow="activation", got {self.flow!r}.')
+
+    def __call__(self, t: ArrayLike, x: PyTree, args: PyTree = None) -> PyTree:
+        x = jax.tree.map(as_float, x)
+        u = self.model.dEdg(x)
+        if self.inputs is not None:
+            inputs = self.inputs(jnp.asarray(t)) if callable(self.inputs) else self.inputs
+            u = jax.tree.map(jnp.subtract, u, _fitted(inputs, u))
+        if self.flow == "state":
+            _, u = jax.jvp(self.model.activations, (x,), (u,))
+        return jax.tree.map(
+            lambda tau, u: jax.tree.map(lambda u: _rate(tau, u), u), self.model.tau, u
+        )
+
+
+def _rate(tau: ArrayLike, u: Array) -> Array:
+    """−u/τ. Training may drive τ to zero or below; it then acts as a tiny one."""
+    tau = as_float(tau).astype(u.dtype)
+    return -u / jnp.where(tau < SMALLEST, SMALLEST, tau)
+
+
+def _fitted(inputs: PyTree, x: PyTree) -> PyTree:
+    """`inputs` in the dtype and shapes of `x`."""
+    if jax.tree.structure(inputs) != jax.tree.structure(x):
+        raise ValueError(
+            f"Expected inputs of the state's structure, {jax.tree.structure(x)}, got "
+            f"{jax.tree.structure(inputs)}."
+        )
+
+    def fit(leaf, x):
+        leaf = as_float(leaf)
+        try:
+            return jnp.broadcast_to(leaf.astype(x.dtype), x.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"Inputs of shape {leaf.shape} don't broadcast to the state's {x.shape}."
+            ) from error
+
+    return jax.tree.map(fit, inputs, x)
+
+
+def solve(
+    model: AbstractEnergyModel,
+    x0: PyTree,
+    t1: ArrayLike,
+    *,
+    t0: ArrayLike = 0.0,
+    dt0: ArrayLike | None = None,
+    flow: Literal["state", "activation"] = "state",
+    inputs: Inputs = None,
+    solver: diffrax.AbstractSolver | None = None,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    saveat: diffrax.SaveAt | None = None,
+    max_steps: int | None = 4096,
+    **options: Any,
+) -> diffrax.Solution:
+    """Integrates τ dx/dt = −∂E/∂x, or −∂E/∂g, from x0 at t0 to t1.
+
+    The first call compiles; further ones with other values (of x0, times, parameters, inputs,
+    tolerances) and the same shapes do not.
+
+    **Arguments:**
+
+    - `model`: a [`hopfield_layers.Layer`][] or any [`hopfield_layers.AbstractEnergyModel`][].
+    - `x0`: the state at t0. With batch axes it is solved sample by sample, each with its own step
+        sizes. Integers become floats, and float16 and bfloat16 become float32.
+    - `t1`, `t0`: the end and the start, t1 > t0, in the units of τ.
+    - `dt0`: the first step, in the same units. By default the step size controller chooses;
+        constant steps need it.
+    - `flow`: `"state"` or `"activation"`, see [`hopfield_layers.EnergyFlow`][].
+    - `inputs`: the external input I: a tree of arrays that broadcast to x0, or a function of t that
+        returns one for a single sample.
+    - `solver`: any diffrax solver for ODEs. By default `diffrax.Tsit5()`.
+    - `stepsize_controller`: any diffrax controller. By default
+        `diffrax.PIDController(rtol=1e-5, atol=1e-7)`; `diffrax.ConstantStepSize()` takes steps
+        of dt0.
+    - `saveat`: what to save. By default the end, `diffrax.SaveAt(t1=True)`.
+    - `max_steps`: the most steps to take.
+    - `options`: further keywords of `diffrax.diffeqsolve`: `event`, `adjoint`, `throw`,
+        `progress_meter` and so on.
+
+    **Returns:**
+
+    The `diffrax.Solution`, whose arrays begin with the batch axes of x0. `model.energy(sol.ys)` is
+    the energy along it.
+
+    **Raises:** `ValueError` for t1 ≤ t0, for NaN or infinities in x0, and for inputs that don't
+    fit; under an outer jit the first two are an `equinox.EquinoxRuntimeError`. So is dx/dt at x0
+    beyond the range of the dtype, and a solver that fails, for instance by running out of steps;
+    with `throw=False`, `Solution.result` tells of these instead.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> layer = hl.ExpLayer(3)
+    >>> solution = hl.solve(layer, jnp.array([[0.5, -0.5, 1.0], [2.0, 0.0, -1.0]]), t1=100.0)
+    >>> print(solution.ys.shape, layer.energy(solution.ys[:, -1]))
+    (2, 1, 3) [-3. -3.]
+
+    ```
+    """
+    x0 = jax.tree.map(lambda x: widened(as_float(x)), x0)
+    dtype = jnp.result_type(*jax.tree.leaves(x0))
+    x0 = jax.tree.map(lambda x: _finite(x.astype(dtype)), x0)
+    t0, t1 = _ordered(jnp.asarray(t0, dtype), jnp.asarray(t1, dtype))
+    if stepsize_controller is None:
+        stepsize_controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
+    if dt0 is None and isinstance(stepsize_controller, diffrax.ConstantStepSize):
+        raise ValueError("Constant steps need their size, dt0.")
+    options |= {
+        "solver": diffrax.Tsit5() if solver is None else solver,
+        "t0": t0,
+        "t1": t1,
+        "dt0": None if dt0 is None else jnp.asarray(dt0, dtype),
+        "saveat": diffrax.SaveAt(t1=True) if saveat is None else saveat,
+        "stepsize_controller": stepsize_controller,
+        "max_steps": max_steps,
+    }
+    # Tolerances and their like become arguments of the compiled program instead of parts of it.
+    options = jax.tree.map(
+        lambda x: jnp.asarray(x, dtype) if isinstance(x, float | np.floating) else x, options
+    )
+    return _solve(EnergyFlow(model, flow, inputs=inputs), x0, options)
+
+
+def _finite(x: Array) -> Array:
+    """`x`, or an error if it is not finite."""
+    bad = ~jnp.isfinite(x)
+    if isinstance(x, Tracer):
+        return eqx.error_if(x, bad, "Expected a finite x0, got NaN or infinite entries.")
+    if jnp.any(bad):
+        raise ValueError(f"Expected a finite x0, got {jnp.sum(bad)} NaN or infinite of {x.size}.")
+    return x
+
+
+def _ordered(t0: Array, t1: Array) -> tuple[Array, Array]:
+    """`t0` and `t1`, or an error unless t1 > t0."""
+    bad = ~(t1 > t0)
+    if isinstance(bad, Tracer):
+        return t0, eqx.error_if(t1, bad, "Expected t1 > t0.")
+    if jnp.any(bad):
+        raise ValueError(f"Expected t1 > t0, got t0 = {t0} and t1 = {t1}.")
+    return t0, t1
+
+
+@eqx.filter_jit
+def _solve(flow: EnergyFlow, x0: PyTree, options: dict[str, Any]) -> diffrax.Solution:
+    constant = flow.inputs is None or callable(flow.inputs)
+    inputs = flow.inputs if constant else _fitted(flow.inputs, x0)
+
+    def sample(x0, inputs):
+        field = EnergyFlow(flow.model, flow.flow, inputs=inputs)
+        if options.get("throw", True):
+            rates = jax.tree.leaves(field(options["t0"], x0))
+            overflow = jnp.any(jnp.array([jnp.any(~jnp.isfinite(rate)) for rate in rates]))
+            x0 = eqx.error_if(x0, overflow, _OVERFLOW.format(dtype=jnp.result_type(*rates)))
+        return diffrax.diffeqsolve(diffrax.ODETerm(field), y0=x0, **options)
+
+    for _ in jax.eval_shape(flow.model.energy, x0).shape:
+        sample = eqx.filter_vmap(sample, in_axes=(0, None if constant else 0))
+    return sample(x0, inputs)
+
+
+_OVERFLOW = (
+    "dx/dt is not finite at x0: it leaves the range of {dtype}. Start nearer to the bias, solve in "
+    'float64 (jax.config.update("jax_enable_x64", True)), or follow flow="activation".'
+)

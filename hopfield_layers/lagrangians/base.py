@@ -1,0 +1,249 @@
+"""What a Lagrangian is, and what the closed forms share."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from .._arrays import as_float, widened
+
+
+# Training may drive a parameter that must be positive to zero or below. It then acts as this.
+SMALLEST = 1e-12
+
+
+class AbstractLagrangian(eqx.Module):
+    """A convex scalar function L(x) of a state x of any shape.
+
+    | | |
+    |---|---|
+    | `lagrangian(x)` | L(x), a scalar |
+    | `lagrangian.activation(x)` | g = ∂L/∂x, of the shape of x |
+    | `lagrangian.energy(x)` | E = Σ x·g − L(x) = L*(g), a scalar ≥ −L(0) |
+
+    A Lagrangian knows nothing of batches: [`hopfield_layers.Layer`][] adds leading axes, `jax.vmap`
+    does so for bare Lagrangians. For one of your own, subclass this and write all three; or pass a
+    plain callable wherever a Lagrangian is expected (see [`hopfield_layers.as_lagrangian`][]).
+
+    Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and machine
+    learning" (ICLR 2021), arXiv:2008.06996; Krotov, "Hierarchical associative memory",
+    arXiv:2107.06446.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> class LQuartic(hl.AbstractLagrangian):
+    ...     def __call__(self, x):
+    ...         return jnp.sum(x**4) / 4
+    ...     def activation(self, x):
+    ...         return x**3
+    ...     def energy(self, x):
+    ...         return 3 * jnp.sum(x**4) / 4
+    >>> print(hl.Layer(LQuartic(), 2).energy(jnp.array([1.0, 1.0])))
+    1.5
+
+    ```
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: ArrayLike) -> Array:
+        """L(x), a scalar."""
+
+    @abc.abstractmethod
+    def activation(self, x: ArrayLike) -> Array:
+        """g = ∂L/∂x, of the shape of x."""
+
+    @abc.abstractmethod
+    def energy(self, x: ArrayLike) -> Array:
+        """E = Σ x·g − L(x), a scalar."""
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        """The axes of a state of `ndim` axes along which gᵢ depends on xⱼ, j ≠ i.
+
+        All of them unless overridden; none if g acts on each unit alone.
+        """
+        return tuple(range(ndim))
+
+    def __repr__(self) -> str:
+        return pformat(self)
+
+
+class AbstractClosedForm(AbstractLagrangian):
+    """A Lagrangian that is a sum of terms: one per unit, or one per row along an axis.
+
+    Subclasses write the terms for a state in float32 or wider; the results have the state's dtype.
+    """
+
+    @abc.abstractmethod
+    def _value(self, z: Array) -> Array:
+        """The terms of L."""
+
+    @abc.abstractmethod
+    def _activation(self, z: Array) -> Array:
+        """g."""
+
+    @abc.abstractmethod
+    def _energy(self, z: Array) -> Array:
+        """The terms of E."""
+
+    @abc.abstractmethod
+    def _sum(self, terms: Array) -> Array:
+        """Their sum."""
+
+    def __call__(self, x: ArrayLike) -> Array:
+        x = as_float(x)
+        self.coupled_axes(x.ndim)
+        return self._sum(self._value(widened(x))).astype(x.dtype)
+
+    def activation(self, x: ArrayLike) -> Array:
+        x = as_float(x)
+        self.coupled_axes(x.ndim)
+        return self._activation(widened(x)).astype(x.dtype)
+
+    def energy(self, x: ArrayLike) -> Array:
+        x = as_float(x)
+        self.coupled_axes(x.ndim)
+        return self._sum(self._energy(widened(x))).astype(x.dtype)
+
+
+class AbstractElementwise(AbstractClosedForm):
+    """A Lagrangian with one term per unit."""
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        return ()
+
+    def _sum(self, terms: Array) -> Array:
+        return jnp.sum(terms)
+
+
+class AbstractRowwise(AbstractClosedForm):
+    """A Lagrangian with one term per row along `axis`."""
+
+    axis: eqx.AbstractVar[int]
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        if not -ndim <= self.axis < ndim:
+            raise ValueError(
+                f"{type(self).__name__} acts along axis {self.axis}, which a state of {ndim} axes "
+                "does not have."
+            )
+        return (self.axis % ndim,)
+
+    def _sum(self, terms: Array) -> Array:
+        # The terms have either sign: no partial sum may leave the range if the whole doesn't.
+        scale = 2.0 ** max(terms.size - 1, 0).bit_length()
+        return jnp.sum(terms / scale) * scale
+
+
+class CallableLagrangian(AbstractLagrangian):
+    """A convex callable; its activation and energy come by automatic differentiation."""
+
+    arrays: list[Array | None]
+    rest: tuple[Any, ...] = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+
+    def __init__(self, fn: Callable[[Array], Array]):
+        leaves, self.structure = jax.tree.flatten(fn)
+        self.arrays = [jnp.asarray(x) if eqx.is_array_like(x) else None for x in leaves]
+        self.rest = tuple(None if eqx.is_array_like(x) else x for x in leaves)
+
+    @property
+    def fn(self) -> Callable[[Array], Array]:
+        """The callable."""
+        leaves = [x if a is None else a for a, x in zip(self.arrays, self.rest, strict=True)]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def _value(self, z: Array) -> Array:
+        value = jnp.asarray(self.fn(z))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                "A Lagrangian returns a real scalar, its sum over all units; the given callable "
+                f"returned {value.dtype}{list(value.shape)} for a state of shape {z.shape}."
+            )
+        return value.astype(z.dtype)
+
+    def __call__(self, x: ArrayLike) -> Array:
+        x = as_float(x)
+        return self._value(widened(x)).astype(x.dtype)
+
+    def activation(self, x: ArrayLike) -> Array:
+        x = as_float(x)
+        return jax.grad(self._value)(widened(x)).astype(x.dtype)
+
+    def energy(self, x: ArrayLike) -> Array:
+        x = as_float(x)
+        z = widened(x)
+        value, g = jax.value_and_grad(self._value)(z)
+        return (jnp.sum(z * g) - value).astype(x.dtype)
+
+    def __repr__(self) -> str:
+        return f"as_lagrangian({getattr(self.fn, '__name__', repr(self.fn))})"
+
+
+def as_lagrangian(fn: Callable[[Array], Array]) -> AbstractLagrangian:
+    """Makes a Lagrangian of a plain convex callable; a Lagrangian is returned as it is.
+
+    g = ∇fn(x) and E = Σ x·g − fn(x) come by automatic differentiation, so they are as accurate as
+    `fn` and its derivative are. The arrays in a callable that is a pytree (an `eqx.Module`, a
+    `jax.tree_util.Partial`) stay trainable parameters; a function is compared by identity, so a new
+    lambda compiles anew.
+
+    **Arguments:**
+
+    - `fn`: a convex function from a state of any shape to a real scalar.
+
+    **Returns:**
+
+    An [`hopfield_layers.AbstractLagrangian`][], a valid argument of `jax.jit`.
+
+    **Raises:** `TypeError` if `fn` is not callable, `ValueError` when it returns no real scalar.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> huber = hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(1 + x**2)))
+    >>> print(hl.Layer(huber, 3).energy_bound())
+    -3.0
+
+    ```
+    """
+    if isinstance(fn, AbstractLagrangian):
+        return fn
+    if isinstance(fn, type):
+        raise TypeError(
+            f"Expected a Lagrangian, got the class {fn.__name__}: pass an instance, "
+            f"{fn.__name__}(...), or set init_lagrangian=True."
+        )
+    if not callable(fn):
+        raise TypeError(f"Expected a Lagrangian or a convex callable, got {fn!r}.")
+    return CallableLagrangian(fn)
+
+
+def pformat(module: eqx.Module) -> str:
+    """Equinox's representation with the numbers of scalar parameters shown."""
+
+    def show(leaf):
+        scalar = eqx.is_array(leaf) and leaf.shape == () and eqx.is_inexact_array(leaf)
+        if not scalar or isinstance(leaf, Tracer):
+            return leaf
+        return float(str(np.asarray(leaf)))  # the shortest digits of its own dtype
+
+    return eqx.tree_pformat(jax.tree.map(show, module))
+
+
+def cast(parameter: Array, z: Array, floor: float) -> Array:
+    """A scalar parameter in the dtype of `z`, or `floor` where it is below."""
+    if jnp.ndim(parameter) != 0:
+        raise ValueError(
+            f"A Lagrangian's parameter is a scalar, got shape {jnp.shape(parameter)}: use jax.vmap "
+            "for a batch of parameters."
+        )
+    parameter = parameter.astype(z.dtype)
+    return jnp.where(parameter < floor, floor, parameter)

@@ -1,0 +1,102 @@
+"""Lagrangians whose activation saturates for each unit alone."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._arrays import as_float, check_range
+from .base import AbstractElementwise, cast, SMALLEST
+from .special import floored_exponent, log_cosh, log_cosh_conjugate, logistic, magnitude, tanh
+
+
+class LTanh(AbstractElementwise):
+    """L = Σ ln cosh(βx)/β, g = tanh(βx), E = Σ [(1+g) ln(1+g) + (1−g) ln(1−g)]/2β.
+
+    The energy of N units lies between 0, at x = 0, and N ln 2/β.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β, in units of 1/x.
+    - `min_beta`: β below this acts as this.
+
+    Source: Hopfield, "Neurons with graded response have collective computational properties like
+    those of two-state neurons" (PNAS 81, 1984).
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LTanh().energy(jnp.array([1e30, 0.0])))
+    0.6931472
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float)
+    min_beta: float = eqx.field(default=1e-6, static=True)
+
+    def __check_init__(self):
+        check_range(self, "beta", self.beta)
+        check_range(self, "min_beta", self.min_beta, above=0)
+
+    def _value(self, z):
+        beta = cast(self.beta, z, self.min_beta)
+        return log_cosh(beta * z) / beta
+
+    def _activation(self, z):
+        return tanh(cast(self.beta, z, self.min_beta) * z)
+
+    def _energy(self, z):
+        beta = cast(self.beta, z, self.min_beta)
+        return log_cosh_conjugate(beta * z) / beta
+
+
+class LSigmoid(AbstractElementwise):
+    """L = s Σ ln(1 + exp(βx))/β, g = s/(1 + exp(−βx)), E = s Σ [p ln p + (1−p) ln(1−p)]/β.
+
+    Here p = g/s. The energy of N units lies between −s N ln 2/β, at x = 0, and 0.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β, in units of 1/x.
+    - `scale`: the largest activation s.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if s ≤ 0. Driven there by training, it acts as 1e-12.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LSigmoid(scale=3.0).activation(jnp.array([-1e30, 0.0, 1e30])))
+    [0.  1.5 3. ]
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float)
+    scale: Array = eqx.field(default=1.0, converter=as_float)
+    min_beta: float = eqx.field(default=1e-6, static=True)
+
+    def __check_init__(self):
+        check_range(self, "beta", self.beta)
+        check_range(self, "scale", self.scale, above=0)
+        check_range(self, "min_beta", self.min_beta, above=0)
+
+    def _value(self, z):
+        beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)
+        linear = jnp.where(z < 0, 0, z)
+        return scale * (linear + jnp.log1p(_decay(beta * z)) / beta)
+
+    def _activation(self, z):
+        beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)
+        return scale * logistic(beta * z)
+
+    def _energy(self, z):
+        # An even function of x, and all its terms have one sign.
+        beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)
+        q = _decay(beta * z)
+        return -scale * (magnitude(z) * q / (1 + q) + jnp.log1p(q) / beta)
+
+
+def _decay(t: Array) -> Array:
+    """exp(−|t|)."""
+    return jnp.exp(floored_exponent(-magnitude(t)))

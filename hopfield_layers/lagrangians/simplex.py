@@ -1,0 +1,126 @@
+"""Lagrangians whose activation maps each row to the probability simplex."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool
+
+from .._arrays import as_float, check_range
+from .base import AbstractRowwise, cast
+from .special import floored_exponent
+
+
+def first_largest(z: Array, axis: int) -> Bool[Array, "..."]:
+    """True at the first of the largest entries of each row."""
+    if z.shape[axis] == 0:
+        raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
+    index = jnp.argmax(z, axis, keepdims=True)
+    return lax.broadcasted_iota(index.dtype, z.shape, axis % z.ndim) == index
+
+
+def centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array, Array]:
+    """Where the largest entry m of each row is, m, and β(z − m)."""
+    top = first_largest(z, axis)
+    m = jnp.sum(jnp.where(top, z, 0), axis, keepdims=True)
+    return top, m, floored_exponent(beta * (z - m))
+
+
+class _AbstractSoftmax(AbstractRowwise):
+    """Softmax over a row and, for the ghostmax, one more unit that is always at 0."""
+
+    beta: eqx.AbstractVar[Array]
+    min_beta: eqx.AbstractVar[float]
+    _ghost: eqx.AbstractClassVar[bool]
+
+    def __check_init__(self):
+        check_range(self, "beta", self.beta)
+        check_range(self, "min_beta", self.min_beta, above=0)
+
+    def _row(self, z: Array) -> Array:
+        if not self._ghost:
+            return z
+        shape = list(z.shape)
+        shape[self.axis] = 1
+        return jnp.concatenate([z, jnp.zeros(shape, z.dtype)], self.axis)
+
+    def _value(self, z):
+        beta = cast(self.beta, z, self.min_beta)
+        top, m, d = centred(self._row(z), beta, self.axis)
+        # Without the largest, so that ln(1 + rest) keeps a small rest.
+        rest = jnp.sum(jnp.where(top, 0, jnp.exp(d)), self.axis, keepdims=True)
+        return m + jnp.log1p(rest) / beta
+
+    def _activation(self, z):
+        row = self._row(z)
+        m = jnp.max(row, self.axis, keepdims=True, initial=-jnp.inf)
+        e = jnp.exp(floored_exponent(cast(self.beta, z, self.min_beta) * (row - m)))
+        g = e / jnp.sum(e, self.axis, keepdims=True)
+        return lax.slice_in_dim(g, 0, z.shape[self.axis], axis=self.axis)
+
+    def _energy(self, z):
+        # Minus the entropy; all its terms have one sign.
+        beta = cast(self.beta, z, self.min_beta)
+        top, _, d = centred(self._row(z), beta, self.axis)
+        e = jnp.exp(d)
+        rest = jnp.sum(jnp.where(top, 0, e), self.axis, keepdims=True)
+        mean = jnp.sum(e * d, self.axis, keepdims=True) / (1 + rest)
+        return (mean - jnp.log1p(rest)) / beta
+
+
+class LSoftmax(_AbstractSoftmax):
+    """L = Σ_rows ln Σᵢ exp(βxᵢ)/β, g = softmax(βx), E = Σ g ln g/β, from −ln D/β per row to 0.
+
+    The rows run along `axis`, D units long. Σx is conserved along the state flow of a layer.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β, in units of 1/x.
+    - `axis`: the axis along which the activations sum to 1.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` for a row without units.
+
+    Source: Ramsauer et al., "Hopfield networks is all you need" (ICLR 2021), arXiv:2008.02217.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LSoftmax().energy(jnp.array([1e6, 1e6])))
+    -0.6931472
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float)
+    axis: int = eqx.field(default=-1, static=True)
+    min_beta: float = eqx.field(default=1e-6, static=True)
+    _ghost = False
+
+
+class LGhostmax(_AbstractSoftmax):
+    """L = Σ_rows ln(1 + Σᵢ exp(βxᵢ))/β, g = exp(βx)/(1 + Σᵢ exp(βxᵢ)), E ≥ −ln(D + 1)/β per row.
+
+    With g₀ = 1 − Σg, E = (Σ g ln g + g₀ ln g₀)/β ≤ 0: a softmax that may attend to nothing. Its
+    Hessian is positive definite, and Σx is not conserved.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β, in units of 1/x.
+    - `axis`: the axis along which the activations sum to at most 1.
+    - `min_beta`: β below this acts as this.
+
+    Source: Miller, "Attention is off by one" (2023).
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LGhostmax().activation(jnp.zeros(3)))
+    [0.25 0.25 0.25]
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float)
+    axis: int = eqx.field(default=-1, static=True)
+    min_beta: float = eqx.field(default=1e-6, static=True)
+    _ghost = True

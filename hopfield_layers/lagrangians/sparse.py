@@ -1,0 +1,199 @@
+"""Lagrangians whose activation maps each row to the probability simplex, with exact zeros."""
+
+import abc
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool
+
+from .._arrays import as_float, check_range
+from .base import AbstractRowwise, cast
+from .simplex import centred, first_largest
+
+
+# α that must stay above 1 acts as this where training drives it below.
+_SMALLEST_ALPHA = 1 + 1e-6
+
+
+def _threshold(t: Array, alpha: Array) -> Array:
+    """λ = (1 − exp((α−1)t))/(α−1), given the logarithm t of the row's largest activation."""
+    return -jnp.expm1((alpha - 1) * t) / (alpha - 1)
+
+
+def _log_units(d: Array, t: Array, alpha: Array) -> tuple[Bool[Array, "..."], Array]:
+    """Where a = 1 + (α−1)(d − λ) is positive, and ln a/(α−1) there."""
+    u = (alpha - 1) * (_threshold(t, alpha) - d)
+    a = jnp.exp((alpha - 1) * t) + (alpha - 1) * d
+    near = u < 0.5
+    inside = near | (a > 0)
+    # In float64 XLA's log1p loses two digits below 0, so −ln(1 − u) = ln(1 + u/(1 − u)).
+    u = jnp.where(near, u, 0)
+    far = jnp.log(jnp.where(inside & ~near, a, 1))
+    return inside, jnp.where(near, -jnp.log1p(u / (1 - u)), far) / (alpha - 1)
+
+
+def _units(d: Array, t: Array, alpha: Array) -> Array:
+    """g = [1 + (α−1)(d − λ)]₊^(1/(α−1)), which tends to exp(d + t) as α → 1."""
+    inside, log = _log_units(d, t, alpha)
+    return jnp.where(inside, jnp.exp(jnp.where(inside, log, 0)), 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _log_largest(d: Array, alpha: Array, axis: int) -> Array:
+    """The logarithm t of the row's largest activation, for d ≤ 0 whose largest entry is 0.
+
+    Newton's method for λ on (Σ g)^(α−1) = 1, within a bracket of t. Up to α = 2 that is convex in
+    λ, so that from λ = 0 it converges monotonically, and for α = 2 in finitely many steps.
+    """
+    top = first_largest(d, axis)
+    total = functools.partial(jnp.sum, axis=axis, keepdims=True)
+    eps = jnp.finfo(d.dtype).eps
+
+    def cond(carry):
+        _, _, _, moving, steps = carry
+        return jnp.any(moving) & (steps < 200)
+
+    def body(carry):
+        t, low, high, moving, steps = carry
+        inside, log = _log_units(d, t, alpha)
+        # Σ g − 1 without the largest term's 1, so that it keeps its digits near a vertex.
+        rest = total(jnp.where(inside & ~top, jnp.exp(log), 0))
+        excess = jnp.expm1(t) + rest
+        slope = total(jnp.where(inside, jnp.exp((2 - alpha) * log), 0))
+        gain = -(1 + excess) * jnp.expm1((1 - alpha) * jnp.log1p(excess)) / slope
+        low, high = jnp.where(excess < 0, t, low), jnp.where(excess > 0, t, high)
+        new = t + jnp.log1p(-gain * jnp.exp((1 - alpha) * t)) / (alpha - 1)
+        new = jnp.where((new >= low) & (new <= high), new, (low + high) / 2)
+        new = jnp.where(moving & (excess != 0), new, t)
+        return new, low, high, jnp.abs(new - t) > -2 * eps * new, steps + 1
+
+    high = total(jnp.zeros_like(d))
+    low = high - jnp.log(d.shape[axis])
+    t, *_ = lax.while_loop(cond, body, (high, low, high, high == high, 0))
+    return t
+
+
+@_log_largest.defjvp
+def _(axis, primals, tangents):
+    d, alpha = primals
+    t = _log_largest(d, alpha, axis)
+    total = functools.partial(jnp.sum, axis=axis, keepdims=True)
+    _, change = jax.jvp(lambda d, alpha: total(_units(d, t, alpha)), primals, tangents)
+    _, slope = jax.jvp(lambda t: total(_units(d, t, alpha)), (t,), (jnp.ones_like(t),))
+    return t, -change / slope
+
+
+class _AbstractEntmax(AbstractRowwise):
+    beta: eqx.AbstractVar[Array]
+    min_beta: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def _alpha(self, z: Array) -> Array:
+        """α in the dtype of z."""
+
+    def _solve(self, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
+        """α, β, the largest entry m, d = β(z − m), the threshold λ, and g."""
+        alpha, beta = self._alpha(z), cast(self.beta, z, self.min_beta)
+        _, m, d = centred(z, beta, self.axis)
+        t = _log_largest(d, alpha, self.axis)
+        return alpha, beta, m, d, _threshold(t, alpha), _units(d, t, alpha)
+
+    def _value(self, z):
+        alpha, beta, m, d, lam, g = self._solve(z)
+        mean = jnp.sum(g * d, self.axis, keepdims=True)
+        return m + ((1 - 1 / alpha) * mean + lam / alpha) / beta
+
+    def _activation(self, z):
+        return self._solve(z)[-1]
+
+    def _energy(self, z):
+        # gᵅ⁻¹ − 1 = (α−1)(d − λ) on the support: terms of one sign, with nothing to cancel.
+        alpha, beta, _, d, lam, g = self._solve(z)
+        return jnp.sum(g * (d - lam), self.axis, keepdims=True) / (alpha * beta)
+
+
+class LSparsemax(_AbstractEntmax):
+    """L = Σ_rows max p·x − (‖p‖² − 1)/2β, g = the maximiser p, E = Σ_rows (‖g‖² − 1)/2β.
+
+    p runs over the simplex: g is the Euclidean projection of βx onto it, so that small entries are
+    exactly 0 and one that leads by 1/β is exactly 1. The rows run along `axis`, D units long; the
+    energy lies between (1/D − 1)/2β per row and 0. L has the constant of the Tsallis entropy, so that this is
+    [`hopfield_layers.LEntmax`][] at α = 2; without it L is less and E more by 1/2β per row.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β, in units of 1/x.
+    - `axis`: the axis along which the activations sum to 1.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` for a row without units.
+
+    Source: Martins & Astudillo, "From softmax to sparsemax" (ICML 2016), arXiv:1602.02068.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LSparsemax().activation(jnp.array([2.0, 0.5, 0.0])))
+    [1. 0. 0.]
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float)
+    axis: int = eqx.field(default=-1, static=True)
+    min_beta: float = eqx.field(default=1e-6, static=True)
+
+    def __check_init__(self):
+        check_range(self, "beta", self.beta)
+        check_range(self, "min_beta", self.min_beta, above=0)
+
+    def _alpha(self, z):
+        return jnp.asarray(2, z.dtype)
+
+
+class LEntmax(_AbstractEntmax):
+    """L = Σ_rows max p·x − Ω(p) over the simplex, g = the maximiser p, E = Σ_rows Ω(g).
+
+    Ω(p) = Σ (pᵅ − p)/(βα(α−1)) is the negative Tsallis entropy: α → 1 gives
+    [`hopfield_layers.LSoftmax`][], α = 2 is [`hopfield_layers.LSparsemax`][], and in between small
+    entries are exactly 0 while the map stays smooth. An entry that leads by 1/(β(α−1)) is exactly
+    1. The rows run along `axis`, D units long; the energy lies between (D^(1−α) − 1)/(βα(α−1)) per
+    row and 0.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β, in units of 1/x.
+    - `alpha`: the entropic index α > 1.
+    - `axis`: the axis along which the activations sum to 1.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if α ≤ 1, and for a row without units. Driven there by training, α acts
+    as 1 + 1e-6.
+
+    Source: Peters, Niculae & Martins, "Sparse sequence-to-sequence models" (ACL 2019),
+    arXiv:1905.05702.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LEntmax(alpha=1.5).activation(jnp.array([2.0, -0.5, 0.0])))
+    [1. 0. 0.]
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float)
+    alpha: Array = eqx.field(default=1.5, converter=as_float)
+    axis: int = eqx.field(default=-1, static=True)
+    min_beta: float = eqx.field(default=1e-6, static=True)
+
+    def __check_init__(self):
+        check_range(self, "beta", self.beta)
+        check_range(self, "alpha", self.alpha, above=1)
+        check_range(self, "min_beta", self.min_beta, above=0)
+
+    def _alpha(self, z):
+        return cast(self.alpha, z, _SMALLEST_ALPHA)
