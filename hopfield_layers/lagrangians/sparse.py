@@ -120,8 +120,9 @@ class LSparsemax(_AbstractEntmax):
 
     p runs over the simplex: g is the Euclidean projection of βx onto it, so that small entries are
     exactly 0 and one that leads by 1/β is exactly 1. The rows run along `axis`, D units long; the
-    energy lies between (1/D − 1)/2β per row and 0. L has the constant of the Tsallis entropy, so that this is
-    [`hopfield_layers.LEntmax`][] at α = 2; without it L is less and E more by 1/2β per row.
+    energy lies between (1/D − 1)/2β per row and 0. L has the constant of the Tsallis entropy, so
+    that this is [`hopfield_layers.LEntmax`][] at α = 2; without it L is less and E more by 1/2β per
+    row.
 
     **Arguments:**
 
