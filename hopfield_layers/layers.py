@@ -104,7 +104,7 @@ class Layer(AbstractEnergyModel):
         self.name = name
 
     def __check_init__(self):
-        check_range(self, "tau", self.tau, above=0)
+        check_range(self, "tau", self.tau, above=0.0)
         if self.bias is not None:
             check_range(self, "bias", self.bias)
             if self.bias.shape != self.shape:

@@ -33,11 +33,11 @@ class LExp(AbstractElementwise):
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)
@@ -71,11 +71,11 @@ class LRexp(AbstractElementwise):
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)
@@ -109,11 +109,11 @@ class LCosh(AbstractElementwise):
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)

@@ -3,6 +3,7 @@
 import abc
 import functools
 import math
+import operator
 
 import equinox as eqx
 import jax
@@ -54,7 +55,7 @@ class _AbstractNorm(AbstractRowwise):
     eps: eqx.AbstractVar[float]
 
     def __check_init__(self):
-        check_range(self, "gamma", self.gamma, above=0)
+        check_range(self, "gamma", self.gamma, above=0.0)
         check_range(self, "delta", self.delta)
         check_range(self, "eps", self.eps)
         if self.eps < 0:
@@ -123,8 +124,8 @@ class LLayerNorm(_AbstractNorm):
 
     gamma: Array = eqx.field(default=1.0, converter=as_float)
     delta: Array = eqx.field(default=0.0, converter=as_float)
-    axis: int = eqx.field(default=-1, static=True)
-    eps: float = eqx.field(default=1e-5, static=True)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    eps: float = eqx.field(default=1e-5, converter=float, static=True)
 
     def _row(self, z):
         # Halved, so that no difference leaves the range.
@@ -162,8 +163,8 @@ class LSphericalNorm(_AbstractNorm):
 
     gamma: Array = eqx.field(default=1.0, converter=as_float)
     delta: Array = eqx.field(default=0.0, converter=as_float)
-    axis: int = eqx.field(default=-1, static=True)
-    eps: float = eqx.field(default=1e-5, static=True)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    eps: float = eqx.field(default=1e-5, converter=float, static=True)
 
     def _row(self, z):
         return z, 1, self.eps, 1.0

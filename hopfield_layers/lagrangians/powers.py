@@ -66,7 +66,7 @@ class LRepu(AbstractElementwise):
     n: Array = eqx.field(default=2.0, converter=as_float)
 
     def __check_init__(self):
-        check_range(self, "n", self.n, above=1)
+        check_range(self, "n", self.n, above=1.0)
 
     def _value(self, z):
         n = cast(self.n, z, _SMALLEST_EXPONENT)
@@ -129,7 +129,7 @@ class LPower(AbstractElementwise):
     p: Array = eqx.field(default=2.0, converter=as_float)
 
     def __check_init__(self):
-        check_range(self, "p", self.p, above=1)
+        check_range(self, "p", self.p, above=1.0)
 
     def _value(self, z):
         p = cast(self.p, z, _SMALLEST_EXPONENT)

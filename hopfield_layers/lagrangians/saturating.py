@@ -32,11 +32,11 @@ class LTanh(AbstractElementwise):
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)
@@ -74,12 +74,12 @@ class LSigmoid(AbstractElementwise):
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
     scale: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "scale", self.scale, above=0)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "scale", self.scale, above=0.0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
         beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)

@@ -1,5 +1,7 @@
 """Lagrangians whose activation maps each row to the probability simplex."""
 
+import operator
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
@@ -34,7 +36,7 @@ class _AbstractSoftmax(AbstractRowwise):
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _row(self, z: Array) -> Array:
         if not self._ghost:
@@ -92,8 +94,8 @@ class LSoftmax(_AbstractSoftmax):
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
-    axis: int = eqx.field(default=-1, static=True)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
     _ghost = False
 
 
@@ -121,6 +123,6 @@ class LGhostmax(_AbstractSoftmax):
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
-    axis: int = eqx.field(default=-1, static=True)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
     _ghost = True

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import operator
 
 import equinox as eqx
 import jax
@@ -144,12 +145,12 @@ class LSparsemax(_AbstractEntmax):
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
-    axis: int = eqx.field(default=-1, static=True)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _alpha(self, z):
         return jnp.asarray(2, z.dtype)
@@ -188,13 +189,13 @@ class LEntmax(_AbstractEntmax):
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
     alpha: Array = eqx.field(default=1.5, converter=as_float)
-    axis: int = eqx.field(default=-1, static=True)
-    min_beta: float = eqx.field(default=1e-6, static=True)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
-        check_range(self, "alpha", self.alpha, above=1)
-        check_range(self, "min_beta", self.min_beta, above=0)
+        check_range(self, "alpha", self.alpha, above=1.0)
+        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _alpha(self, z):
         return cast(self.alpha, z, _SMALLEST_ALPHA)
