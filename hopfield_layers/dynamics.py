@@ -159,9 +159,9 @@ def solve(
     the energy along it.
 
     **Raises:** `ValueError` for t1 ≤ t0, for NaN or infinities in x0, and for inputs that don't
-    fit; under an outer jit the first two are an `equinox.EquinoxRuntimeError`. So is dx/dt at x0
-    beyond the range of the dtype, and a solver that fails, for instance by running out of steps;
-    with `throw=False`, `Solution.result` tells of these instead.
+    fit; under an outer jit the first two are an `equinox.EquinoxRuntimeError`. So are NaN in dx/dt
+    at x0, and a solver that fails, for instance by running out of steps; with `throw=False`,
+    `Solution.result` tells of these instead.
 
     ```python
     >>> import hopfield_layers as hl
@@ -176,7 +176,8 @@ def solve(
     x0 = jax.tree.map(lambda x: widened(as_float(x)), x0)
     dtype = jnp.result_type(*jax.tree.leaves(x0))
     x0 = jax.tree.map(lambda x: _finite(x.astype(dtype)), x0)
-    t0, t1 = _ordered(jnp.asarray(t0, dtype), jnp.asarray(t1, dtype))
+    t0 = jnp.asarray(t0, dtype)
+    t1 = _after(t0, jnp.asarray(t1, dtype))
     if stepsize_controller is None:
         stepsize_controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
     if dt0 is None and isinstance(stepsize_controller, diffrax.ConstantStepSize):
@@ -199,43 +200,56 @@ def solve(
 
 def _finite(x: Array) -> Array:
     """`x`, or an error if it is not finite."""
-    bad = ~jnp.isfinite(x)
-    if isinstance(x, Tracer):
-        return eqx.error_if(x, bad, "Expected a finite x0, got NaN or infinite entries.")
-    if jnp.any(bad):
-        raise ValueError(f"Expected a finite x0, got {jnp.sum(bad)} NaN or infinite of {x.size}.")
+    with jax.ensure_compile_time_eval():
+        bad = jnp.sum(~jnp.isfinite(x))
+    if isinstance(bad, Tracer):
+        return eqx.error_if(x, bad > 0, "Expected a finite x0, got NaN or infinite entries.")
+    if bad > 0:
+        raise ValueError(f"Expected a finite x0, got {bad} NaN or infinite of {x.size} entries.")
     return x
 
 
-def _ordered(t0: Array, t1: Array) -> tuple[Array, Array]:
-    """`t0` and `t1`, or an error unless t1 > t0."""
-    bad = ~(t1 > t0)
+def _after(t0: Array, t1: Array) -> Array:
+    """`t1`, or an error unless it is finite and greater than `t0`."""
+    with jax.ensure_compile_time_eval():
+        bad = jnp.any(~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1)))
     if isinstance(bad, Tracer):
-        return t0, eqx.error_if(t1, bad, "Expected t1 > t0.")
-    if jnp.any(bad):
-        raise ValueError(f"Expected t1 > t0, got t0 = {t0} and t1 = {t1}.")
-    return t0, t1
+        return eqx.error_if(t1, bad, "Expected finite times with t1 > t0.")
+    if bad:
+        raise ValueError(f"Expected finite times with t1 > t0, got t0 = {t0} and t1 = {t1}.")
+    return t1
 
 
 @eqx.filter_jit
 def _solve(flow: EnergyFlow, x0: PyTree, options: dict[str, Any]) -> diffrax.Solution:
-    constant = flow.inputs is None or callable(flow.inputs)
-    inputs = flow.inputs if constant else _fitted(flow.inputs, x0)
-
-    def sample(x0, inputs):
+    def sample(x0, inputs=flow.inputs):
         field = EnergyFlow(flow.model, flow.flow, inputs=inputs)
         if options.get("throw", True):
             rates = jax.tree.leaves(field(options["t0"], x0))
-            overflow = jnp.any(jnp.array([jnp.any(~jnp.isfinite(rate)) for rate in rates]))
-            x0 = eqx.error_if(x0, overflow, _OVERFLOW.format(dtype=jnp.result_type(*rates)))
+            nan = jnp.any(jnp.array([jnp.any(jnp.isnan(rate)) for rate in rates]))
+            x0 = eqx.error_if(x0, nan, _NAN.format(dtype=jnp.result_type(*rates)))
         return diffrax.diffeqsolve(diffrax.ODETerm(field), y0=x0, **options)
 
-    for _ in jax.eval_shape(flow.model.energy, x0).shape:
-        sample = eqx.filter_vmap(sample, in_axes=(0, None if constant else 0))
-    return sample(x0, inputs)
+    shared = flow.inputs is None or callable(flow.inputs)
+    samples = (x0,) if shared else (x0, _fitted(flow.inputs, x0))
+    batch = jax.eval_shape(flow.model.energy, x0).shape
+    for _ in batch:
+        sample = eqx.filter_vmap(sample)
+    if 0 not in batch:
+        return sample(*samples)
+
+    # Nothing to solve, but the same structure, dtypes and shapes.
+    def resized(tree, sizes):
+        is_array = lambda x: hasattr(x, "shape")
+        resize = lambda x: jnp.zeros(sizes + x.shape[len(batch) :], x.dtype)
+        return jax.tree.map(lambda x: resize(x) if is_array(x) else x, tree)
+
+    one = resized(samples, (1,) * len(batch))
+    return resized(eqx.filter_eval_shape(sample, *one), batch)
 
 
-_OVERFLOW = (
-    "dx/dt is not finite at x0: it leaves the range of {dtype}. Start nearer to the bias, solve in "
-    'float64 (jax.config.update("jax_enable_x64", True)), or follow flow="activation".'
+_NAN = (
+    "dx/dt is NaN at x0. Either the model's parameters or the inputs are NaN, or a value leaves "
+    'the range of {dtype}: start nearer to the bias, follow flow="activation", or solve in float64 '
+    '(jax.config.update("jax_enable_x64", True)).'
 )

@@ -77,7 +77,7 @@ class Layer(AbstractEnergyModel):
 
     def __init__(
         self,
-        lagrangian: Callable[..., Any],
+        lagrangian: Any,
         shape: Any,
         tau: ArrayLike = 1.0,
         use_bias: bool = False,
@@ -144,7 +144,7 @@ class Layer(AbstractEnergyModel):
 
     def energy_bound(self) -> Array:
         """−L(0), the least energy, attained at x = b."""
-        return -self.lagrangian(jnp.zeros(self.shape))
+        return 0 - self.lagrangian(jnp.zeros(self.shape))  # and not −0
 
     def init_state(self, bs: int | None = None, rng: PRNGKeyArray | None = None) -> Array:
         """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""

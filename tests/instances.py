@@ -1,11 +1,17 @@
 """One of everything, for the laws to run over."""
 
-import hopfield_layers as hl
 import jax.numpy as jnp
 import jax.random as jr
 
+import hopfield_layers as hl
+
 
 SHAPE = (3, 4)
+
+
+def soft_absolute(x):
+    return jnp.sum(jnp.sqrt(1 + x**2))
+
 
 LAGRANGIANS = {
     "identity": hl.LIdentity(),
@@ -28,7 +34,7 @@ LAGRANGIANS = {
     "entmax 2.5": hl.LEntmax(alpha=2.5, axis=0),
     "layer norm": hl.LLayerNorm(gamma=1.2, delta=0.3),
     "spherical norm": hl.LSphericalNorm(gamma=0.8, delta=jnp.array([0.1, -0.2, 0.0, 0.3])),
-    "callable": hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(1 + x**2))),
+    "callable": hl.as_lagrangian(soft_absolute),
 }
 
 LAYERS = {

@@ -4,11 +4,12 @@ import json
 import pathlib
 
 import diffrax
-import hopfield_layers as hl
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import hopfield_layers as hl
 
 
 REFERENCE = json.loads((pathlib.Path(__file__).parent / "hamux_0_1.json").read_text())
@@ -32,8 +33,8 @@ def test_layer(case):
     np.testing.assert_allclose(lagrangian(z), value, rtol=RTOL)
     np.testing.assert_allclose(layer.activation(x), g, rtol=RTOL)
     np.testing.assert_array_equal(layer.dEdg(x), z)
-    # The reference subtracts L from Σ z·g, and differentiates that: its rounding errors are relative
-    # to these terms, not to what is left of them, 1e-5 of them for the norms.
+    # The reference subtracts L from Σ z·g, and differentiates that: its rounding errors are
+    # relative to these terms, not to what is left of them, 1e-5 of them for the norms.
     terms = float(jnp.sum(jnp.abs(z * g))) + abs(value)
     np.testing.assert_allclose(layer.energy(x), case["energy"], rtol=RTOL, atol=1e-15 * terms)
     largest = float(jnp.max(jnp.abs(g)))

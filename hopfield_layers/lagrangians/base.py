@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .._arrays import as_float, widened
 
@@ -139,29 +139,21 @@ class AbstractRowwise(AbstractClosedForm):
     def _sum(self, terms: Array) -> Array:
         # The terms have either sign: no partial sum may leave the range if the whole doesn't.
         scale = 2.0 ** max(terms.size - 1, 0).bit_length()
-        return jnp.sum(terms / scale) * scale
+        total = jnp.sum(terms)
+        return jnp.where(jnp.isfinite(total), total, jnp.sum(terms / scale) * scale)
 
 
 class CallableLagrangian(AbstractLagrangian):
     """A convex callable; its activation and energy come by automatic differentiation."""
 
-    arrays: list[Array | None]
-    rest: tuple[Any, ...] = eqx.field(static=True)
-    structure: Any = eqx.field(static=True)
+    parameters: PyTree
+    fn: Any = eqx.field(static=True)
 
     def __init__(self, fn: Callable[[Array], Array]):
-        leaves, self.structure = jax.tree.flatten(fn)
-        self.arrays = [jnp.asarray(x) if eqx.is_array_like(x) else None for x in leaves]
-        self.rest = tuple(None if eqx.is_array_like(x) else x for x in leaves)
-
-    @property
-    def fn(self) -> Callable[[Array], Array]:
-        """The callable."""
-        leaves = [x if a is None else a for a, x in zip(self.arrays, self.rest, strict=True)]
-        return jax.tree.unflatten(self.structure, leaves)
+        self.parameters, self.fn = eqx.partition(fn, eqx.is_array)
 
     def _value(self, z: Array) -> Array:
-        value = jnp.asarray(self.fn(z))
+        value = jnp.asarray(eqx.combine(self.parameters, self.fn)(z))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(
                 "A Lagrangian returns a real scalar, its sum over all units; the given callable "
@@ -183,11 +175,8 @@ class CallableLagrangian(AbstractLagrangian):
         value, g = jax.value_and_grad(self._value)(z)
         return (jnp.sum(z * g) - value).astype(x.dtype)
 
-    def __repr__(self) -> str:
-        return f"as_lagrangian({getattr(self.fn, '__name__', repr(self.fn))})"
 
-
-def as_lagrangian(fn: Callable[[Array], Array]) -> AbstractLagrangian:
+def as_lagrangian(fn: Any) -> AbstractLagrangian:
     """Makes a Lagrangian of a plain convex callable; a Lagrangian is returned as it is.
 
     g = ∇fn(x) and E = Σ x·g − fn(x) come by automatic differentiation, so they are as accurate as

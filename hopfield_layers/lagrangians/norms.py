@@ -9,44 +9,48 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._arrays import as_float, check_range
 from .base import AbstractRowwise, cast, SMALLEST
 
 
-def _largest(z: Array, axis: int, least: float = 0.0) -> Array:
+def _largest(z: Array, axis: int | None, least: ArrayLike = 0.0) -> Array:
     """max |z| per row or `least`, a scale without a derivative; 1 where both are 0."""
-    largest = jnp.max(jnp.abs(lax.stop_gradient(z)), axis, keepdims=True, initial=least)
+    largest = jnp.max(jnp.abs(lax.stop_gradient(z)), axis, keepdims=True)
+    largest = jnp.maximum(largest, least)
+    # XLA divides by way of the reciprocal, which must not vanish.
+    largest = jnp.minimum(largest, 1 / jnp.finfo(z.dtype).tiny)
     return jnp.where(largest == 0, 1, largest)
 
 
-def _scaled(z: Array, axis: int, size: int, eps: float) -> tuple[Array, Array, Array, Array]:
-    """w, e, s, c with z = c·w, √ε = c·e and √(‖z‖²/size + ε) = c·s, where w and e are at most 1."""
-    c = _largest(z, axis, math.sqrt(eps))
-    w, e = z / c, math.sqrt(eps) / c
+def _scaled(z: Array, root: ArrayLike, axis: int, size: int) -> tuple[Array, Array, Array, Array]:
+    """w, e, s, c with z = c·w, √ε = c·e and √(‖z‖²/size + ε) = c·s, where w and e are moderate."""
+    c = _largest(z, axis, root)
+    w, e = z / c, root / c
     squares = jnp.sum(jnp.square(w), axis, keepdims=True) / size + jnp.square(e)
     s = jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
     return w, e, s, c
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-def _direction(z: Array, axis: int, size: int, eps: float) -> Array:
-    """z/√(‖z‖²/size + ε) per row."""
-    w, _, s, _ = _scaled(z, axis, size, eps)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _direction(z: Array, root: Array, axis: int, size: int) -> Array:
+    """z/√(‖z‖²/size + ε) per row, given √ε."""
+    w, _, s, _ = _scaled(z, root, axis, size)
     return w / jnp.where(s == 0, 1, s)
 
 
 @_direction.defjvp
-def _(axis, size, eps, primals, tangents):
+def _(axis, size, primals, tangents):
     # The tangent along z shrinks by (e/s)², which the difference of two terms would lose.
-    (z,), (dz,) = primals, tangents
-    w, e, s, c = _scaled(z, axis, size, eps)
+    (z, root), (dz, _) = primals, tangents
+    w, e, s, c = _scaled(z, root, axis, size)
     s = jnp.where(s == 0, 1, s)
     dw = dz / c
     squares = jnp.sum(jnp.square(w), axis, keepdims=True)
     along = jnp.sum(w * dw, axis, keepdims=True) / jnp.where(squares == 0, 1, squares) * w
-    return _direction(z, axis, size, eps), (dw - along + along * jnp.square(e / s)) / s
+    return w / s, (dw - along + along * jnp.square(e / s)) / s
 
 
 class _AbstractNorm(AbstractRowwise):
@@ -62,37 +66,37 @@ class _AbstractNorm(AbstractRowwise):
             raise ValueError(f"{type(self).__name__}: eps must not be negative, got {self.eps}.")
 
     @abc.abstractmethod
-    def _row(self, z: Array) -> tuple[Array, int, float, float]:
-        """v, D, ε, k such that for δ = 0 and r = √(‖v‖²/D + ε) per row, L = kγr and g = γv/r."""
+    def _row(self, z: Array) -> tuple[Array, Array, int]:
+        """v, k, D such that with r = √(‖v/k‖²/D + ε) per row, L = Dγr + δ·z and g = γv/kr + δ."""
 
     def _value(self, z):
-        v, size, eps, factor = self._row(z)
-        _, _, s, c = _scaled(v, self.axis, size, eps)
-        norm = factor * cast(self.gamma, z, SMALLEST) * s
-        largest = _largest(z, self.axis)
-        shift = jnp.sum(self._shift(z) * (z / largest), self.axis, keepdims=True)
-        # Each term may leave the range though their sum doesn't.
-        apart = norm * c + shift * largest
-        return jnp.where(jnp.isfinite(apart), apart, (norm * (c / largest) + shift) * largest)
+        v, k, size = self._row(z)
+        _, _, s, c = _scaled(v, math.sqrt(self.eps) * k, self.axis, size)
+        # In units of the largest entry: terms may leave the range though their sum doesn't.
+        unit = _largest(z, None, 1.0)
+        norms = size * cast(self.gamma, z, SMALLEST) * s * (c / k / unit)
+        return (jnp.sum(norms) + jnp.sum(self._shift(z) * (z / unit))) * unit
 
     def _activation(self, z):
-        v, size, eps, _ = self._row(z)
-        direction = _direction(v, self.axis, size, eps)
+        v, k, size = self._row(z)
+        direction = _direction(v, math.sqrt(self.eps) * k, self.axis, size)
         return cast(self.gamma, z, SMALLEST) * direction + self._shift(z)
 
     def _energy(self, z):
-        v, size, eps, factor = self._row(z)
-        _, e, s, _ = _scaled(v, self.axis, size, eps)
+        v, k, size = self._row(z)
+        root = math.sqrt(self.eps)
+        _, e, s, _ = _scaled(v, root * k, self.axis, size)
         ratio = e / jnp.where(s == 0, 1, s)
-        return -factor * math.sqrt(eps) * cast(self.gamma, z, SMALLEST) * ratio
+        return -size * root * cast(self.gamma, z, SMALLEST) * ratio
 
     def _shift(self, z: Array) -> Array:
-        if jnp.broadcast_shapes(self.delta.shape, z.shape) != z.shape:
+        try:
+            return jnp.broadcast_to(self.delta.astype(z.dtype), z.shape)
+        except ValueError as error:
             raise ValueError(
                 f"{type(self).__name__}: delta has shape {self.delta.shape}, which does not "
                 f"broadcast to the state's {z.shape}."
-            )
-        return self.delta.astype(z.dtype)
+            ) from error
 
 
 class LLayerNorm(_AbstractNorm):
@@ -128,12 +132,14 @@ class LLayerNorm(_AbstractNorm):
     eps: float = eqx.field(default=1e-5, converter=float, static=True)
 
     def _row(self, z):
-        # Halved, so that no difference leaves the range.
-        half = z / 2
         size = max(z.shape[self.axis], 1)
-        scale = 2.0 ** (size - 1).bit_length()
-        mean = jnp.sum(half / scale, self.axis, keepdims=True) / (size / scale)
-        return half - mean, size, self.eps / 4, 2.0 * size
+        # Scaled by a power of 2, so that no difference leaves the range or is lost below it.
+        eps = jnp.finfo(z.dtype).eps
+        k = jnp.where(_largest(z, self.axis) > 1, 1 / 4, eps**-2)
+        v = k * z
+        # Shifted first, so that a large offset costs no digits and equal units give 0.
+        v = v - lax.stop_gradient(jnp.max(v, self.axis, keepdims=True))
+        return v - jnp.sum(v / size, self.axis, keepdims=True), k, size
 
 
 class LSphericalNorm(_AbstractNorm):
@@ -167,4 +173,4 @@ class LSphericalNorm(_AbstractNorm):
     eps: float = eqx.field(default=1e-5, converter=float, static=True)
 
     def _row(self, z):
-        return z, 1, self.eps, 1.0
+        return z, jnp.ones((), z.dtype), 1

@@ -6,7 +6,15 @@ from jaxtyping import Array
 
 from .._arrays import as_float, check_range
 from .base import AbstractElementwise, cast, SMALLEST
-from .special import floored_exponent, log_cosh, log_cosh_conjugate, logistic, magnitude, tanh
+from .special import (
+    floored_exponent,
+    log1p_ratio,
+    log_cosh,
+    log_cosh_conjugate,
+    magnitude,
+    scaled_exp,
+    tanh,
+)
 
 
 class LTanh(AbstractElementwise):
@@ -39,15 +47,13 @@ class LTanh(AbstractElementwise):
         check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
-        beta = cast(self.beta, z, self.min_beta)
-        return log_cosh(beta * z) / beta
+        return log_cosh(cast(self.beta, z, self.min_beta), z)
 
     def _activation(self, z):
         return tanh(cast(self.beta, z, self.min_beta) * z)
 
     def _energy(self, z):
-        beta = cast(self.beta, z, self.min_beta)
-        return log_cosh_conjugate(beta * z) / beta
+        return log_cosh_conjugate(cast(self.beta, z, self.min_beta), z)
 
 
 class LSigmoid(AbstractElementwise):
@@ -81,22 +87,21 @@ class LSigmoid(AbstractElementwise):
         check_range(self, "scale", self.scale, above=0.0)
         check_range(self, "min_beta", self.min_beta, above=0.0)
 
-    def _value(self, z):
+    def _parts(self, z: Array) -> tuple[Array, Array, Array, Array]:
+        """β, s, −|βz| and exp(−|βz|)."""
         beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)
-        linear = jnp.where(z < 0, 0, z)
-        return scale * (linear + jnp.log1p(_decay(beta * z)) / beta)
+        t = floored_exponent(-magnitude(beta * z))
+        return beta, scale, t, jnp.exp(t)
+
+    def _value(self, z):
+        beta, scale, t, q = self._parts(z)
+        return scale * jnp.where(z < 0, 0, z) + scaled_exp(scale * log1p_ratio(q) / beta, t)
 
     def _activation(self, z):
-        beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)
-        return scale * logistic(beta * z)
+        _, scale, t, q = self._parts(z)
+        return scaled_exp(scale / (1 + q), jnp.where(z < 0, t, 0))
 
     def _energy(self, z):
         # An even function of x, and all its terms have one sign.
-        beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)
-        q = _decay(beta * z)
-        return -scale * (magnitude(z) * q / (1 + q) + jnp.log1p(q) / beta)
-
-
-def _decay(t: Array) -> Array:
-    """exp(−|t|)."""
-    return jnp.exp(floored_exponent(-magnitude(t)))
+        beta, scale, t, q = self._parts(z)
+        return scaled_exp(scale * (t / (1 + q) - log1p_ratio(q)) / beta, t)

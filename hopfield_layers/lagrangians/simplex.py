@@ -1,5 +1,6 @@
 """Lagrangians whose activation maps each row to the probability simplex."""
 
+import abc
 import operator
 
 import equinox as eqx
@@ -9,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from .._arrays import as_float, check_range
 from .base import AbstractRowwise, cast
-from .special import floored_exponent
+from .special import floored_exponent, log1p_ratio, scaled_exp
 
 
 def first_largest(z: Array, axis: int) -> Bool[Array, "..."]:
@@ -28,29 +29,29 @@ def centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array, Array]:
 
 
 class _AbstractSoftmax(AbstractRowwise):
-    """Softmax over a row and, for the ghostmax, one more unit that is always at 0."""
-
     beta: eqx.AbstractVar[Array]
     min_beta: eqx.AbstractVar[float]
-    _ghost: eqx.AbstractClassVar[bool]
 
     def __check_init__(self):
         check_range(self, "beta", self.beta)
         check_range(self, "min_beta", self.min_beta, above=0.0)
 
+    @abc.abstractmethod
     def _row(self, z: Array) -> Array:
-        if not self._ghost:
-            return z
-        shape = list(z.shape)
-        shape[self.axis] = 1
-        return jnp.concatenate([z, jnp.zeros(shape, z.dtype)], self.axis)
+        """The units that the softmax runs over: those of z, and then perhaps more."""
 
-    def _value(self, z):
+    def _parts(self, z: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """β, where the largest entry of each row is, that, β(z − it), and Σ exp of the others."""
         beta = cast(self.beta, z, self.min_beta)
         top, m, d = centred(self._row(z), beta, self.axis)
-        # Without the largest, so that ln(1 + rest) keeps a small rest.
         rest = jnp.sum(jnp.where(top, 0, jnp.exp(d)), self.axis, keepdims=True)
-        return m + jnp.log1p(rest) / beta
+        return beta, top, m, d, rest
+
+    def _value(self, z):
+        # Without the largest, so that ln(1 + rest) keeps a small rest.
+        beta, top, m, d, rest = self._parts(z)
+        others = scaled_exp(log1p_ratio(rest) / beta, d)
+        return m + jnp.sum(jnp.where(top, 0, others), self.axis, keepdims=True)
 
     def _activation(self, z):
         row = self._row(z)
@@ -61,12 +62,9 @@ class _AbstractSoftmax(AbstractRowwise):
 
     def _energy(self, z):
         # Minus the entropy; all its terms have one sign.
-        beta = cast(self.beta, z, self.min_beta)
-        top, _, d = centred(self._row(z), beta, self.axis)
-        e = jnp.exp(d)
-        rest = jnp.sum(jnp.where(top, 0, e), self.axis, keepdims=True)
-        mean = jnp.sum(e * d, self.axis, keepdims=True) / (1 + rest)
-        return (mean - jnp.log1p(rest)) / beta
+        beta, top, _, d, rest = self._parts(z)
+        others = scaled_exp((d / (1 + rest) - log1p_ratio(rest)) / beta, d)
+        return jnp.sum(jnp.where(top, 0, others), self.axis, keepdims=True)
 
 
 class LSoftmax(_AbstractSoftmax):
@@ -96,7 +94,9 @@ class LSoftmax(_AbstractSoftmax):
     beta: Array = eqx.field(default=1.0, converter=as_float)
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
-    _ghost = False
+
+    def _row(self, z):
+        return z
 
 
 class LGhostmax(_AbstractSoftmax):
@@ -125,4 +125,6 @@ class LGhostmax(_AbstractSoftmax):
     beta: Array = eqx.field(default=1.0, converter=as_float)
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
-    _ghost = True
+
+    def _row(self, z):
+        return jnp.pad(z, [(0, axis == self.axis % z.ndim) for axis in range(z.ndim)])

@@ -13,21 +13,19 @@ from jaxtyping import Array, Bool
 from .._arrays import as_float, check_range
 from .base import AbstractRowwise, cast
 from .simplex import centred, first_largest
+from .special import scaled_exp
 
 
 # α that must stay above 1 acts as this where training drives it below.
 _SMALLEST_ALPHA = 1 + 1e-6
 
 
-def _threshold(t: Array, alpha: Array) -> Array:
-    """λ = (1 − exp((α−1)t))/(α−1), given the logarithm t of the row's largest activation."""
-    return -jnp.expm1((alpha - 1) * t) / (alpha - 1)
-
-
 def _log_units(d: Array, t: Array, alpha: Array) -> tuple[Bool[Array, "..."], Array]:
     """Where a = 1 + (α−1)(d − λ) is positive, and ln a/(α−1) there."""
-    u = (alpha - 1) * (_threshold(t, alpha) - d)
-    a = jnp.exp((alpha - 1) * t) + (alpha - 1) * d
+    # t is the logarithm of the row's largest activation, λ = (1 − exp((α−1)t))/(α−1).
+    shift = -jnp.expm1((alpha - 1) * t)
+    u = shift - (alpha - 1) * d
+    a = 1 + (alpha - 1) * d - shift
     near = u < 0.5
     inside = near | (a > 0)
     # In float64 XLA's log1p loses two digits below 0, so −ln(1 − u) = ln(1 + u/(1 − u)).
@@ -42,12 +40,23 @@ def _units(d: Array, t: Array, alpha: Array) -> Array:
     return jnp.where(inside, jnp.exp(jnp.where(inside, log, 0)), 0)
 
 
+def _vertex_cost(rest: Array, alpha: Array) -> Array:
+    """(p − pᵅ)/((α−1)(1 − p)) at p = 1 − rest, which is 1 at rest = 0."""
+    safe = jnp.where(rest == 0, 0.5, rest)
+    log = -jnp.log1p(safe / (1 - safe))
+    cost = (safe - 1) * jnp.expm1((alpha - 1) * log) / ((alpha - 1) * safe)
+    return jnp.where(rest == 0, 1 - alpha * rest / 2, cost)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2)
 def _log_largest(d: Array, alpha: Array, axis: int) -> Array:
     """The logarithm t of the row's largest activation, for d ≤ 0 whose largest entry is 0.
 
     Newton's method for λ on (Σ g)^(α−1) = 1, within a bracket of t. Up to α = 2 that is convex in
-    λ, so that from λ = 0 it converges monotonically, and for α = 2 in finitely many steps.
+    λ, so that from λ = 0 it converges monotonically, and for α = 2 in finitely many steps. Above,
+    a unit that leaves the support has an infinite slope where Newton's method may stall, and every
+    second step bisects.
     """
     top = first_largest(d, axis)
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
@@ -55,7 +64,7 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> Array:
 
     def cond(carry):
         _, _, _, moving, steps = carry
-        return jnp.any(moving) & (steps < 200)
+        return jnp.any(moving) & (steps < 300)
 
     def body(carry):
         t, low, high, moving, steps = carry
@@ -67,9 +76,11 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> Array:
         gain = -(1 + excess) * jnp.expm1((1 - alpha) * jnp.log1p(excess)) / slope
         low, high = jnp.where(excess < 0, t, low), jnp.where(excess > 0, t, high)
         new = t + jnp.log1p(-gain * jnp.exp((1 - alpha) * t)) / (alpha - 1)
-        new = jnp.where((new >= low) & (new <= high), new, (low + high) / 2)
+        newton = (new >= low) & (new <= high) & ((alpha <= 2) | (steps % 2 == 0))
+        new = jnp.where(newton, new, (low + high) / 2)
         new = jnp.where(moving & (excess != 0), new, t)
-        return new, low, high, jnp.abs(new - t) > -2 * eps * new, steps + 1
+        change = jnp.where(alpha <= 2, jnp.abs(new - t), high - low)
+        return new, low, high, (excess != 0) & (change > -2 * eps * new), steps + 1
 
     high = total(jnp.zeros_like(d))
     low = high - jnp.log(d.shape[axis])
@@ -95,25 +106,37 @@ class _AbstractEntmax(AbstractRowwise):
     def _alpha(self, z: Array) -> Array:
         """α in the dtype of z."""
 
-    def _solve(self, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-        """α, β, the largest entry m, d = β(z − m), the threshold λ, and g."""
+    def _solve(self, z: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """α, β, the largest entry m of each row, d = β(z − m), and ln g there."""
         alpha, beta = self._alpha(z), cast(self.beta, z, self.min_beta)
         _, m, d = centred(z, beta, self.axis)
-        t = _log_largest(d, alpha, self.axis)
-        return alpha, beta, m, d, _threshold(t, alpha), _units(d, t, alpha)
+        return alpha, beta, m, d, _log_largest(d, alpha, self.axis)
+
+    def _others(self, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
+        """β, m, d, where g > 0 but for the largest unit, ln g, and c with E = −Σ gc/β there."""
+        alpha, beta, m, d, t = self._solve(z)
+        inside, log = _log_units(d, t, alpha)
+        others = inside & ~first_largest(d, self.axis)
+        log = jnp.where(others, log, 0)
+        rest = jnp.sum(jnp.where(others, jnp.exp(log), 0), self.axis, keepdims=True)
+        # The largest is what the others leave of 1, so that an error of g is one of second order.
+        cost = _vertex_cost(rest, alpha) - jnp.expm1((alpha - 1) * log) / (alpha - 1)
+        return beta, m, d, others, log, cost / alpha
 
     def _value(self, z):
-        alpha, beta, m, d, lam, g = self._solve(z)
-        mean = jnp.sum(g * d, self.axis, keepdims=True)
-        return m + ((1 - 1 / alpha) * mean + lam / alpha) / beta
+        beta, m, d, others, log, cost = self._others(z)
+        terms = jnp.where(others, scaled_exp((d + cost) / beta, log), 0)
+        return m + jnp.sum(terms, self.axis, keepdims=True)
 
     def _activation(self, z):
-        return self._solve(z)[-1]
+        alpha, _, _, d, t = self._solve(z)
+        return _units(d, t, alpha)
 
     def _energy(self, z):
-        # gᵅ⁻¹ − 1 = (α−1)(d − λ) on the support: terms of one sign, with nothing to cancel.
-        alpha, beta, _, d, lam, g = self._solve(z)
-        return jnp.sum(g * (d - lam), self.axis, keepdims=True) / (alpha * beta)
+        # All its terms have one sign.
+        beta, _, _, others, log, cost = self._others(z)
+        terms = jnp.where(others, scaled_exp(-cost / beta, log), 0)
+        return jnp.sum(terms, self.axis, keepdims=True)
 
 
 class LSparsemax(_AbstractEntmax):

@@ -37,27 +37,10 @@ def power(base: Array, exponent: Array) -> Array:
     return jnp.where(base > 0, jnp.power(safe, exponent), at_zero)
 
 
-def _logistic_slope(t: Array) -> Array:
-    """exp(−|t|)/(1 + exp(−|t|))², without the cancellation of σ(1 − σ)."""
-    q = jnp.exp(-magnitude(t))
-    return q / jnp.square(1 + q)
-
-
-def _scaled_tangent(slope: Array, tangent: Array) -> Array:
-    """slope·tangent, where a slope of 0 wins over an infinite tangent."""
-    return jnp.where(slope == 0, 0, slope * tangent)
-
-
-@jax.custom_jvp
-def logistic(t: Array) -> Array:
-    """σ(t) = 1/(1 + exp(−t)); its derivative is accurate in both tails."""
-    return jax.nn.sigmoid(t)
-
-
-@logistic.defjvp
-def _(primals, tangents):
-    (t,), (dt,) = primals, tangents
-    return logistic(t), _scaled_tangent(_logistic_slope(t), dt)
+def log1p_ratio(q: Array) -> Array:
+    """ln(1 + q)/q for q ≥ 0, which is 1 at 0."""
+    safe = jnp.where(q == 0, 1, q)
+    return jnp.where(q == 0, 1 - q / 2, jnp.log1p(safe) / safe)
 
 
 @jax.custom_jvp
@@ -69,32 +52,34 @@ def tanh(t: Array) -> Array:
 @tanh.defjvp
 def _(primals, tangents):
     (t,), (dt,) = primals, tangents
-    return tanh(t), _scaled_tangent(4 * _logistic_slope(2 * t), dt)
+    q = jnp.exp(-2 * magnitude(t))
+    slope = 4 * q / jnp.square(1 + q)
+    return tanh(t), jnp.where(slope == 0, 0, slope * dt)  # dt may be infinite
 
 
-def log_cosh(t: Array) -> Array:
-    """ln cosh t = ln(1 + 2 sinh²(t/2)) near 0, |t| − ln 2 + ln(1 + exp(−2|t|)) away from it."""
-    near = magnitude(t) < 1
-    small = jnp.where(near, t, 0)
-    large = jnp.where(near, 1, magnitude(t))
-    return jnp.where(
-        near,
-        jnp.log1p(2 * jnp.square(jnp.sinh(small / 2))),
-        large - math.log(2) + jnp.log1p(jnp.exp(-2 * large)),
-    )
+def log_cosh(beta: Array, z: Array) -> Array:
+    """ln cosh(βz)/β = |z| + (ln(1 + exp(−2|βz|)) − ln 2)/β, or ln(1 + 2 sinh²(βz/2))/β near 0."""
+    near, _, half_sinh, _, q = _log_cosh_parts(beta * z)
+    small = 2 * half_sinh / beta * half_sinh * log1p_ratio(2 * jnp.square(half_sinh))
+    return jnp.where(near, small, magnitude(z) + (jnp.log1p(q) - math.log(2)) / beta)
 
 
-def log_cosh_conjugate(t: Array) -> Array:
-    """t·tanh t − ln cosh t, which tends to ln 2; both terms are of size |t|."""
+def log_cosh_conjugate(beta: Array, z: Array) -> Array:
+    """z·tanh(βz) − ln cosh(βz)/β, which tends to ln 2/β; both terms are of size |z|."""
+    near, t, half_sinh, a, q = _log_cosh_parts(beta * z)
+    u = 2 * jnp.square(half_sinh)
+    # tanh t = 2 sinh(t/2) cosh(t/2)/(1 + u) and ln cosh t = ln(1 + u)
+    slope = t * jnp.sqrt(1 + u / 2) / (1 + u) - half_sinh * log1p_ratio(u)
+    large = math.log(2) - jnp.log1p(q) - 2 * a * q / (1 + q)
+    return jnp.where(near, 2 * half_sinh * slope, large) / beta
+
+
+def _log_cosh_parts(t: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Where |t| < 1; t and sinh(t/2) there; |t| and exp(−2|t|) elsewhere."""
     near = magnitude(t) < 1
     small = jnp.where(near, t, 0)
     large = jnp.where(near, 1, -floored_exponent(-magnitude(t)))
-    q = jnp.exp(-2 * large)
-    return jnp.where(
-        near,
-        small * tanh(small) - log_cosh(small),
-        math.log(2) - jnp.log1p(q) - 2 * large * q / (1 + q),
-    )
+    return near, small, jnp.sinh(small / 2), large, jnp.exp(-2 * large)
 
 
 def sinh(t: Array) -> Array:

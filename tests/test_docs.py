@@ -1,0 +1,55 @@
+"""What the documentation shows, runs."""
+
+import doctest
+import inspect
+import pathlib
+import re
+
+import jax
+import pytest
+
+import hopfield_layers as hl
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", hl.__all__)
+def test_docstring(name):
+    documentation = inspect.getdoc(getattr(hl, name))
+    assert documentation
+    example = doctest.DocTestParser().get_doctest(documentation, {}, name, None, None)
+    assert example.examples
+    with jax.enable_x64(False):
+        failures, _ = doctest.DocTestRunner(verbose=False).run(example)
+    assert failures == 0
+
+
+def test_public_names():
+    assert set(hl.__all__) == {
+        name
+        for name, value in vars(hl).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+
+def test_readme_code():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    namespace = {}
+    with jax.enable_x64(False):
+        for block in blocks:
+            exec(block, namespace)
+
+
+def test_readme_pictures_are_there_and_small():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert 1_000 < (ROOT / picture).stat().st_size < 150_000
+
+
+def test_readme_lists_every_name():
+    for name in hl.__all__:
+        assert re.search(rf"\b{name}\b", README), name

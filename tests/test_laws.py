@@ -1,0 +1,344 @@
+"""The laws of the design, over every Lagrangian and layer."""
+
+import functools
+import pickle
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from hypothesis.extra.numpy import arrays
+
+import hopfield_layers as hl
+
+from .instances import LAGRANGIANS, LAYERS, SHAPE
+
+
+EPS = float(jnp.finfo(jnp.float64).eps)
+DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
+
+lagrangians = pytest.mark.parametrize("lagrangian", LAGRANGIANS.values(), ids=LAGRANGIANS)
+layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+flows = pytest.mark.parametrize("flow", ["state", "activation"])
+
+
+@st.composite
+def states(draw):
+    """States of one scale, with ties and zeros, of moderate size: exp(βx) stays in range."""
+    scale = draw(st.sampled_from([1e-6, 0.1, 1.0, 5.0, 30.0]))
+    offset = draw(st.sampled_from([0.0, 0.0, 20.0]))
+    entries = st.one_of(st.floats(-1, 1), st.sampled_from([-1.0, 0.0, 1.0]))
+    return offset + scale * draw(arrays(np.float64, SHAPE, elements=entries))
+
+
+@st.composite
+def nasty_states(draw, dtype):
+    """Whatever is finite: zeros of either sign, subnormals, ties, extremes, one huge entry."""
+    info = jnp.finfo(dtype)
+    most, tiny = float(info.max), float(info.tiny)
+    special = [0.0, -0.0, most, -most, most / 2, tiny, -tiny / 2, 1.0, -1.0, 100.0, 1e4, -1e4]
+    entries = st.one_of(
+        st.sampled_from([x for x in special if abs(x) <= most]),
+        st.floats(-most, most, allow_subnormal=True),
+        st.floats(-100, 100),
+    )
+    fill = st.one_of(st.nothing(), entries)
+    x = draw(arrays(np.float64, SHAPE, elements=entries, fill=draw(st.just(fill))))
+    return jnp.clip(jnp.asarray(x), -most, most).astype(dtype)
+
+
+@functools.cache
+def compiled(fn):
+    """One compiled program per function: the parameters are its arguments."""
+    return eqx.filter_jit(fn)
+
+
+def value_activation_energy(lagrangian, x):
+    return lagrangian(x), lagrangian.activation(x), lagrangian.energy(x)
+
+
+def gradient(lagrangian, x):
+    return jax.grad(lagrangian)(x)
+
+
+def jacobian(lagrangian, x):
+    return jax.jacfwd(lagrangian.activation)(x)
+
+
+def curvature(lagrangian, x):
+    return jax.jvp(lagrangian.activation, (x,), (x,))[1]
+
+
+def assert_close(actual, expected, terms):
+    """To rounding: 100 ulps of the largest of the terms that were added up."""
+    tolerance = 100 * EPS * terms
+    assert float(jnp.max(jnp.abs(actual - expected))) <= tolerance, (actual, expected, tolerance)
+
+
+@lagrangians
+@given(x=states())
+def test_activation_is_the_gradient_and_energy_the_legendre_transform(lagrangian, x):
+    value, g, energy = compiled(value_activation_energy)(lagrangian, x)
+    assert value.shape == energy.shape == ()
+    assert g.shape == x.shape
+    hessian = compiled(jacobian)(lagrangian, x)
+    sensitivity = jnp.max(jnp.sum(jnp.abs(hessian * x), axis=(-2, -1)))
+    assert_close(compiled(gradient)(lagrangian, x), g, 1 + jnp.max(jnp.abs(g)) + sensitivity)
+    assert_close(energy, jnp.sum(x * g) - value, 1e-300 + jnp.sum(jnp.abs(x * g)) + abs(value))
+
+
+@lagrangians
+@given(x=states(), y=states())
+def test_fenchel_young(lagrangian, x, y):
+    _, g, energy = compiled(value_activation_energy)(lagrangian, x)
+    value, *_ = compiled(value_activation_energy)(lagrangian, y)
+    product = g * y
+    gap = value + energy - jnp.sum(product)
+    terms = abs(value) + abs(energy) + jnp.sum(jnp.abs(product)) + jnp.sum(jnp.abs(g * x))
+    assert gap >= -20 * EPS * terms
+
+
+@lagrangians
+@given(x=states())
+def test_energy_bound(lagrangian, x):
+    layer = hl.Layer(lagrangian, SHAPE)
+    bound = layer.energy_bound()
+    _, g, energy = compiled(value_activation_energy)(layer.lagrangian, x)
+    assert energy >= bound - 20 * EPS * (abs(bound) + jnp.sum(jnp.abs(x * g)))
+    np.testing.assert_allclose(layer.energy(jnp.zeros(SHAPE)), bound, rtol=1e-14, atol=1e-300)
+
+
+@lagrangians
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@given(data=st.data())
+def test_nothing_finite_gives_nan(lagrangian, dtype, data):
+    if lagrangian is LAGRANGIANS["callable"]:
+        pytest.skip("a plain callable is as good as it is")
+    x = data.draw(nasty_states(dtype))
+    results = compiled(value_activation_energy)(lagrangian, x)
+    names = ["L", "g", "E"]
+    for name, result in zip(names, results, strict=True):
+        assert result.dtype == dtype
+        assert not jnp.any(jnp.isnan(result)), name
+    wide = compiled(value_activation_energy)(lagrangian, x.astype(jnp.float64))
+    if dtype != jnp.float64:
+        for name, result, true in zip(names, results, wide, strict=True):
+            surely = jnp.abs(true) < 0.99 * float(jnp.finfo(dtype).max)
+            assert jnp.all(jnp.isfinite(result) | ~surely), name
+    assert not jnp.any(jnp.isnan(compiled(curvature)(lagrangian, x))), "H x"
+
+
+def _probe(module, x):
+    """A scalar in which every result has its part."""
+    weights = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+    return module.energy(x) + jnp.sum(weights * module.activation(x))
+
+
+def probe_lagrangian(module, x):
+    return module(x) + _probe(module, x)
+
+
+def probe_layer(module, x):
+    return _probe(module, x) + jnp.sum(module.lagrangian.activation(x)) + module.energy_bound()
+
+
+def assert_gradients(probe, module, x):
+    """Reverse mode against central differences, parameter by parameter."""
+    parameters, rest = eqx.partition(module, eqx.is_inexact_array)
+    flat, unravel = jax.flatten_util.ravel_pytree(parameters)
+
+    def fn(flat):
+        return probe(eqx.combine(unravel(flat), rest), x)
+
+    exact = jax.jit(jax.grad(fn))(flat)
+    fn = jax.jit(fn)
+    for i in range(flat.size):
+        step = 1e-4 * jnp.zeros_like(flat).at[i].set(1.0)
+        coarse, fine = ((fn(flat + h * step) - fn(flat - h * step)) / (2e-4 * h) for h in (2, 1))
+        difference = (4 * fine - coarse) / 3
+        np.testing.assert_allclose(exact[i], difference, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LAGRANGIANS)
+def test_gradients_of_lagrangians_parameters(name):
+    x = jr.normal(jr.key(3), SHAPE)
+    assert_gradients(probe_lagrangian, LAGRANGIANS[name], x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_layers_parameters(name):
+    assert_gradients(probe_layer, LAYERS[name], jr.normal(jr.key(4), SHAPE))
+
+
+@pytest.mark.parametrize("flow", ["state", "activation"])
+def test_gradients_through_a_solve(flow):
+    layer = LAYERS["tanh"]
+
+    class Solved(eqx.Module):
+        layer: hl.Layer
+        inputs: jax.Array
+
+    def probe(solved, x):
+        controller = diffrax.PIDController(rtol=1e-11, atol=1e-12)
+        solution = hl.solve(
+            solved.layer,
+            x,
+            0.7,
+            flow=flow,
+            inputs=solved.inputs,
+            stepsize_controller=controller,
+        )
+        return jnp.sum(jnp.sin(solution.ys))
+
+    solved = Solved(layer, 0.1 * jnp.ones(SHAPE))
+    assert_gradients(probe, solved, jr.normal(jr.key(5), SHAPE))
+    x0 = jr.normal(jr.key(6), SHAPE)
+    jax.test_util.check_grads(lambda x0: probe(solved, x0), (x0,), order=1, modes=["rev"])
+
+
+def descent(layer, x, flow):
+    """dE/dt along the flow, and the size of the terms that add up to it."""
+    rate = hl.EnergyFlow(layer, flow)(0.0, x)
+    slope = jax.grad(layer.energy)(x)
+    terms = jnp.abs(slope) + jnp.max(jnp.abs(layer.activation(x)))
+    return jnp.sum(slope * rate), jnp.sum(terms * jnp.abs(rate))
+
+
+@layers
+@flows
+@given(x=states())
+def test_energy_never_rises_along_the_field(layer, flow, x):
+    slope, terms = compiled(descent)(layer, x, flow)
+    assert slope <= 20 * EPS * terms
+
+
+def trajectory(layer, x, flow):
+    controller = diffrax.PIDController(rtol=1e-9, atol=1e-11)
+    saveat = diffrax.SaveAt(t0=True, steps=True)
+    solution = hl.solve(
+        layer, x, 20.0, flow=flow, stepsize_controller=controller, saveat=saveat, max_steps=1024
+    )
+    return layer.energy(solution.ys), jnp.isfinite(solution.ts)
+
+
+@layers
+@flows
+def test_energy_never_rises_along_a_solution(layer, flow):
+    x = 2 * jr.normal(jr.key(7), (2, *SHAPE))
+    energies, saved = eqx.filter_jit(trajectory)(layer, x, flow)
+    rises = jnp.diff(energies, axis=-1)[saved[:, 1:]]
+    assert jnp.sum(saved) > 4
+    assert jnp.max(rises) <= 1e-8
+    assert jnp.all(jnp.where(saved, energies, jnp.inf) >= layer.energy_bound() - 1e-8)
+    if flow == "activation":
+        ends = jnp.min(jnp.where(saved, energies, jnp.inf), axis=-1)
+        np.testing.assert_allclose(ends, layer.energy_bound(), atol=1e-2)
+
+
+@layers
+def test_no_sample_depends_on_its_neighbours(layer):
+    x = jr.normal(jr.key(8), (2, *SHAPE)) * jnp.array([0.1, 10.0])[:, None, None]
+    together = hl.solve(layer, x, 3.0)
+    for i in range(2):
+        alone = hl.solve(layer, x[i], 3.0)
+        np.testing.assert_allclose(together.ys[i], alone.ys, rtol=1e-12, atol=1e-14)
+        assert together.stats["num_steps"][i] == alone.stats["num_steps"]
+
+
+@layers
+def test_transformations_change_nothing(layer, tmp_path):
+    x = jr.normal(jr.key(9), (2, *SHAPE))
+    expected = layer.energy(x), layer.activation(x)
+
+    def check(energy, activation):
+        np.testing.assert_allclose(energy, expected[0], rtol=1e-13)
+        np.testing.assert_allclose(activation, expected[1], rtol=1e-13, atol=1e-15)
+
+    check(*jax.jit(lambda layer, x: (layer.energy(x), layer.activation(x)))(layer, x))
+    check(jax.vmap(layer.energy)(x), jax.vmap(layer.activation)(x))
+    leaves, structure = jax.tree.flatten(layer)
+    again = jax.tree.unflatten(structure, leaves)
+    check(again.energy(x), again.activation(x))
+    eqx.tree_serialise_leaves(tmp_path / "layer.eqx", layer)
+    blank = jax.tree.map(jnp.ones_like, layer)
+    loaded = eqx.tree_deserialise_leaves(tmp_path / "layer.eqx", blank)
+    check(loaded.energy(x), loaded.activation(x))
+    pickled = pickle.loads(pickle.dumps(layer))
+    check(pickled.energy(x), pickled.activation(x))
+    assert hash(structure) == hash(jax.tree.structure(again))
+
+
+@pytest.fixture
+def compilations():
+    """The compilations so far."""
+    count = []
+
+    def listen(event, duration_secs, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            count.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("name", ["exp", "softmax", "entmax", "layer norm"])
+@flows
+def test_other_values_compile_nothing(name, flow, compilations):
+    layer = LAYERS[name]
+    changed = jax.tree.map(lambda leaf: 1.01 * leaf, layer)
+
+    def run(layer, x, t1, dt0, rtol, inputs):
+        controller = diffrax.PIDController(rtol=rtol, atol=1e-3 * rtol)
+        keywords = {"flow": flow, "inputs": inputs, "stepsize_controller": controller}
+        return hl.solve(layer, x, t1, dt0=dt0, **keywords)
+
+    first, second = jr.normal(jr.key(10), (2, 2, *SHAPE))
+    run(layer, first, 1.0, 0.1, 1e-4, first)
+    assert len(compilations) > 0
+    compilations.clear()
+    run(changed, second, 2, 0.2, 1e-5, second)
+    assert compilations == []
+
+
+def test_a_batch_of_parameters():
+    betas = jnp.array([0.5, 1.0, 3.0])
+    x = jr.normal(jr.key(11), SHAPE)
+    energies = jax.vmap(lambda beta: hl.TanhLayer(SHAPE, beta=beta).energy(x))(betas)
+    t = betas[:, None, None] * x
+    terms = (t * jnp.tanh(t) - jnp.log(jnp.cosh(t))) / betas[:, None, None]
+    expected = jnp.sum(terms, axis=(1, 2))
+    np.testing.assert_allclose(energies, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("lagrangian", "name", "floor"),
+    [
+        (hl.LExp(), "beta", 1e-6),
+        (hl.LSoftmax(min_beta=0.1), "beta", 0.1),
+        (hl.LSigmoid(), "scale", 1e-12),
+        (hl.LLayerNorm(), "gamma", 1e-12),
+        (hl.LRepu(), "n", 1 + 1e-6),
+        (hl.LPower(), "p", 1 + 1e-6),
+        (hl.LEntmax(), "alpha", 1 + 1e-6),
+    ],
+)
+def test_parameters_out_of_their_domain_act_as_the_floor(lagrangian, name, floor):
+    x = jr.normal(jr.key(12), SHAPE)
+    low, least = (
+        eqx.tree_at(lambda m: getattr(m, name), lagrangian, jnp.array(value))
+        for value in (-2.0, floor)
+    )
+    results = zip(value_activation_energy(low, x), value_activation_energy(least, x), strict=True)
+    for actual, expected in results:
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_time_constant_below_zero_still_descends():
+    layer = eqx.tree_at(lambda layer: layer.tau, hl.TanhLayer(3), jnp.array(-1.0))
+    slope, _ = descent(layer, jnp.ones(3), "state")
+    assert -jnp.inf < slope < 0

@@ -1,0 +1,248 @@
+"""Layers: their constructors, shapes, biases and errors."""
+
+import inspect
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import hopfield_layers as hl
+
+
+CONSTRUCTORS = {
+    name: getattr(hl, name) for name in hl.__all__ if name.endswith("Layer") and name != "Layer"
+}
+CONSTRUCTORS.pop("MakeLayer")
+
+
+def test_there_is_a_layer_for_every_lagrangian():
+    lagrangians = {type(make(3).lagrangian).__name__ for make in CONSTRUCTORS.values()}
+    exported = {name for name in hl.__all__ if name[0] == "L" and name[1].isupper()}
+    assert lagrangians == exported
+    assert len(exported) == 15
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_signature_and_help_show_the_lagrangians_parameters(name):
+    make = CONSTRUCTORS[name]
+    parameters = inspect.signature(make).parameters
+    lagrangian = type(make(3).lagrangian)
+    own = inspect.signature(lagrangian).parameters
+    assert list(parameters)[:4] == ["shape", "tau", "use_bias", "name"]
+    assert list(parameters)[4:-2] == list(own)
+    for parameter in own.values():
+        assert parameters[parameter.name].default == parameter.default
+        assert f"- `{parameter.name}`: " in make.__doc__
+    assert make.__name__ == name
+    assert f"{name}(shape, tau=1.0" in inspect.getdoc(make) or f"hl.{name}(" in make.__doc__
+    changed = {p: 3.0 for p in own if p in ("beta", "n", "p", "gamma", "alpha")}
+    layer = make((3, 4), 0.5, True, "a name", **changed)
+    assert (layer.tau, layer.name, layer.shape, layer.use_bias) == (0.5, "a name", (3, 4), True)
+    for parameter, value in changed.items():
+        assert getattr(layer.lagrangian, parameter) == value
+
+
+def test_make_layer_of_a_users_factory():
+    def huber(width: float = 1.0):
+        """The pseudo-Huber Lagrangian.
+
+        - `width`: where it turns from a parabola into a cone.
+        """
+        return hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(width**2 + x**2)))
+
+    HuberLayer = hl.MakeLayer(huber)
+    assert HuberLayer.__name__ == "huberLayer"
+    assert hl.make_layer(huber, "HuberLayer").__name__ == "HuberLayer"
+    assert "where it turns" in HuberLayer.__doc__
+    np.testing.assert_allclose(HuberLayer(4, width=2.0).energy_bound(), -8.0)
+    with pytest.raises(ValueError, match=r"of the layer's names: \['tau'\]"):
+        hl.make_layer(lambda tau: hl.LTanh())
+    with pytest.raises(TypeError, match="gamma"):
+        hl.ExpLayer(3, gamma=1.0)
+
+
+def test_the_originals_order_of_arguments():
+    layer = hl.Layer(hl.LExp, (3,), 2.0, True, True, "exp", beta=5.0)
+    assert (layer.lagrangian.beta, layer.tau, layer.name) == (5.0, 2.0, "exp")
+    with pytest.raises(TypeError, match=r"\['beta'\]"):
+        hl.Layer(hl.LExp(), 3, beta=5.0)
+    with pytest.raises(TypeError, match="the class LExp"):
+        hl.Layer(hl.LExp, 3)
+    with pytest.raises(TypeError, match="convex callable, got 3"):
+        hl.Layer(3, 3)
+
+
+def test_repr_shows_the_numbers():
+    layer = hl.Layer(hl.LExp(beta=5.0), (32, 32, 3), tau=0.1)
+    text = repr(layer)
+    assert "LExp(beta=5.0)" in text
+    assert "shape=(32, 32, 3)" in text
+    assert "tau=0.1" in text
+    with jax.enable_x64(False):
+        assert "tau=0.1," in repr(hl.Layer(hl.LTanh(), 3, tau=0.1))
+    assert "bias=f64[3]" in repr(hl.TanhLayer(3, use_bias=True))
+    assert eqx.filter_jit(lambda layer: repr(layer))(hl.TanhLayer(3)).count("f64[]") == 2
+
+
+def test_shapes():
+    assert hl.TanhLayer(3).shape == hl.TanhLayer((3,)).shape == hl.TanhLayer([3]).shape == (3,)
+    assert hl.TanhLayer(np.int32(3)).shape == (3,)
+    assert hl.TanhLayer(()).energy(0.0).shape == ()
+    for wrong in (-1, (3, -1), 2.0, (2, 2.5), "3", None, True):
+        with pytest.raises(ValueError, match="integers ≥ 0"):
+            hl.TanhLayer(wrong)
+
+
+def test_init_state():
+    layer = hl.TanhLayer((2, 3))
+    assert jnp.array_equal(layer.init_state(), jnp.zeros((2, 3)))
+    assert jnp.array_equal(layer.init_state(4), jnp.zeros((4, 2, 3)))
+    drawn = layer.init_state(bs=1000, rng=jr.key(0))
+    assert drawn.shape == (1000, 2, 3)
+    assert abs(jnp.mean(drawn)) < 0.05
+    assert abs(jnp.std(drawn) - 1) < 0.05
+    with pytest.raises(ValueError, match="-1"):
+        layer.init_state(-1)
+
+
+def test_bias():
+    assert hl.TanhLayer(3).bias is None
+    assert jnp.array_equal(hl.TanhLayer(3, use_bias=True).bias, jnp.zeros(3))
+    drawn = hl.TanhLayer(4000, use_bias=True, key=jr.key(0)).bias
+    assert abs(jnp.std(drawn) / 0.02 - 1) < 0.05
+    with pytest.raises(ValueError, match=r"shape \(3,\), got \(4,\)"):
+        hl.TanhLayer(3, bias=jnp.zeros(4))
+    with pytest.raises(ValueError, match="bias must be finite"):
+        hl.TanhLayer(3, bias=jnp.array([0.0, jnp.nan, 0.0]))
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_bias_shifts_everything_alike(name):
+    bias, x = jr.normal(jr.key(0), (2, 3, 4))
+    plain, shifted = CONSTRUCTORS[name]((3, 4)), CONSTRUCTORS[name]((3, 4), bias=bias)
+    z = x - bias
+    for method in ("energy", "__call__", "activation", "g", "activations", "dEdg"):
+        actual, expected = getattr(shifted, method)(x), getattr(plain, method)(z)
+        assert jnp.array_equal(actual, expected), method
+    for flow in ("state", "activation"):
+        actual = hl.EnergyFlow(shifted, flow)(0.0, x)
+        assert jnp.array_equal(actual, hl.EnergyFlow(plain, flow)(0.0, z))
+    # u = ∂E/∂g is minus the drift that lowers E: ∂E/∂x = H u.
+    expected = jax.hessian(shifted.lagrangian)(z).reshape(12, 12) @ z.reshape(12)
+    actual = jax.grad(shifted.energy)(x).reshape(12)
+    np.testing.assert_allclose(actual, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 5), (0,), (2, 0, 5)])
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_batches(name, batch):
+    layer = CONSTRUCTORS[name]((3, 4), bias=jnp.ones((3, 4)))
+    x = jr.normal(jr.key(1), (*batch, 3, 4))
+    energy, g = layer.energy(x), layer.activation(x)
+    assert energy.shape == batch
+    assert g.shape == layer.dEdg(x).shape == x.shape
+    assert hl.EnergyFlow(layer)(0.0, x).shape == x.shape
+    for i in np.ndindex(batch):
+        np.testing.assert_allclose(energy[i], layer.energy(x[i]), rtol=1e-14)
+        np.testing.assert_allclose(g[i], layer.activation(x[i]), rtol=1e-14)
+
+
+def test_wrong_states():
+    layer = hl.SoftmaxLayer((3, 4))
+    for method in (layer.energy, layer.activation, layer.dEdg, layer.g, layer):
+        for shape in [(4,), (), (3,), (4, 3), (3, 4, 1)]:
+            with pytest.raises(ValueError, match=r"\(\*batch, 3, 4\), got \("):
+                method(jnp.zeros(shape))
+        with pytest.raises(TypeError, match="real numbers, got complex"):
+            method(jnp.zeros((3, 4), complex))
+    np.testing.assert_allclose(hl.IdentityLayer(2).energy(jnp.array([1, 2])), 2.5)
+    assert hl.IdentityLayer(2).activation(np.array([True, False])).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_results_have_the_states_dtype(name, dtype):
+    layer = CONSTRUCTORS[name](4, bias=jnp.ones(4))
+    x = jnp.ones(4, dtype)
+    for method in (layer.energy, layer.activation, layer.dEdg, layer.lagrangian):
+        assert method(x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hl.TanhLayer(3, tau=0.0), "tau must be finite and greater than 0, got 0"),
+        (lambda: hl.TanhLayer(3, tau=-1), "tau .* got -1"),
+        (lambda: hl.TanhLayer(3, tau=jnp.nan), "tau .* got nan"),
+        (lambda: hl.TanhLayer(3, tau=jnp.inf), "tau .* got inf"),
+        (lambda: hl.LRepu(n=1), "LRepu: n must be finite and greater than 1, got 1"),
+        (lambda: hl.LPower(p=0.5), "LPower: p"),
+        (lambda: hl.LEntmax(alpha=1.0), "LEntmax: alpha"),
+        (lambda: hl.LSigmoid(scale=0.0), "LSigmoid: scale"),
+        (lambda: hl.LLayerNorm(gamma=-1.0), "LLayerNorm: gamma"),
+        (lambda: hl.LSphericalNorm(gamma=0.0), "LSphericalNorm: gamma"),
+        (lambda: hl.LSphericalNorm(eps=-1e-5), "eps must not be negative"),
+        (lambda: hl.LLayerNorm(delta=jnp.inf), "LLayerNorm: delta"),
+        (lambda: hl.LExp(beta=jnp.nan), "LExp: beta"),
+        (lambda: hl.LExp(min_beta=0.0), "LExp: min_beta"),
+        (lambda: hl.SoftmaxLayer(3, axis=1), "LSoftmax acts along axis 1"),
+        (lambda: hl.LayerNormLayer((), axis=0), "LLayerNorm acts along axis 0"),
+        (lambda: hl.SoftmaxLayer((3, 0)), "at least one unit"),
+        (lambda: hl.EntmaxLayer(0), "at least one unit"),
+        (lambda: hl.LayerNormLayer(3, delta=jnp.ones(4)), r"delta has shape \(4,\)"),
+        (lambda: hl.ExpLayer(3, beta=jnp.ones(3)), r"scalar, got shape \(3,\): use jax.vmap"),
+        (lambda: hl.Layer(lambda x: x**2, 3), "returns a real scalar"),
+        (lambda: hl.Layer(lambda x: jnp.sum(x) > 0, 3), "returns a real scalar"),
+    ],
+)
+def test_bad_parameters(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_complex_parameters():
+    with pytest.raises(TypeError, match="real numbers"):
+        hl.LExp(beta=1j)
+
+
+def test_a_callable_as_lagrangian():
+    class Quadratic(eqx.Module):
+        weights: jax.Array
+
+        def __call__(self, x):
+            return jnp.sum(self.weights * x**2) / 2
+
+    layer = hl.Layer(Quadratic(jnp.array([1.0, 2.0])), 2)
+    x = jnp.array([3.0, -1.0])
+    np.testing.assert_allclose(layer.activation(x), [3.0, -2.0])
+    np.testing.assert_allclose(layer.energy(x), 5.5)
+    gradient = jax.grad(lambda layer: layer.energy(x))(layer)  # a valid argument of JAX's own grad
+    np.testing.assert_allclose(gradient.lagrangian.parameters.weights, [4.5, 0.5])
+    assert hl.as_lagrangian(layer.lagrangian) is layer.lagrangian
+    assert layer.lagrangian.coupled_axes(2) == (0, 1)
+    plain = jax.jit(lambda layer, x: layer.energy(x))(hl.Layer(lambda x: jnp.sum(x**4), 2), x)
+    np.testing.assert_allclose(plain, 3 * (81 + 1))
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_coupled_axes_are_those_that_couple(name):
+    if name in ("SoftmaxLayer", "LayerNormLayer"):
+        lagrangian = CONSTRUCTORS[name]((2, 3), axis=0).lagrangian
+    else:
+        lagrangian = CONSTRUCTORS[name]((2, 3)).lagrangian
+    x = jnp.array([[0.3, 0.1, 0.2], [0.5, 0.4, 0.6]])
+    hessian = np.asarray(jax.jacfwd(lagrangian.activation)(x))
+    coupled = tuple(
+        axis
+        for axis in (0, 1)
+        if any(
+            hessian[(*i, *j)] != 0
+            for i in np.ndindex(2, 3)
+            for j in np.ndindex(2, 3)
+            if i[axis] != j[axis]
+        )
+    )
+    assert lagrangian.coupled_axes(2) == coupled

@@ -1,0 +1,291 @@
+"""Solutions against SciPy's, and what `solve` takes and gives."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import hopfield_layers as hl
+
+
+TIGHT = diffrax.PIDController(rtol=1e-10, atol=1e-12)
+X0 = np.array([0.5, -1.2, 1.5, -0.3, 0.8])
+BIAS = np.array([0.1, -0.2, 0.0, 0.3, -0.1])
+INPUT = np.array([0.3, 0.0, -0.4, 0.2, 0.1])
+TAU = 0.7
+
+
+def _softmax_hessian(z, beta=1.3):
+    e = np.exp(beta * (z - z.max()))
+    g = e / e.sum()
+    return beta * (np.diag(g) - np.outer(g, g))
+
+
+def _sparsemax_hessian(z, beta=0.9):
+    descending = np.sort(beta * z)[::-1]
+    thresholds = (np.cumsum(descending) - 1) / np.arange(1, z.size + 1)
+    size = np.sum(descending > thresholds)
+    s = (beta * z > thresholds[size - 1]).astype(float)
+    return beta * (np.diag(s) - np.outer(s, s) / size)
+
+
+def _layer_norm_hessian(z, gamma=1.5, eps=0.1):
+    root = np.sqrt(z.var() + eps)
+    unit = (z - z.mean()) / root
+    return gamma / root * (np.eye(z.size) - 1 / z.size - np.outer(unit, unit) / z.size)
+
+
+def _spherical_norm_hessian(z, gamma=1.5, eps=0.1):
+    root = np.sqrt(z @ z + eps)
+    return gamma / root * (np.eye(z.size) - np.outer(z, z) / root**2)
+
+
+def _ghostmax_hessian(z, beta=1.3):
+    g = np.exp(beta * z) / (1 + np.exp(beta * z).sum())
+    return beta * (np.diag(g) - np.outer(g, g))
+
+
+# H by the formulas of the literature, in NumPy.
+HESSIANS = {
+    "identity": (hl.LIdentity(), lambda z: np.eye(z.size)),
+    "repu": (hl.LRepu(n=3.0), lambda z: np.diag(2 * np.maximum(z, 0))),
+    "relu": (hl.LRelu(), lambda z: np.diag((z > 0) * 1.0)),
+    "power": (hl.LPower(p=3.0), lambda z: np.diag(2 * np.abs(z))),
+    "exp": (hl.LExp(beta=1.3), lambda z: np.diag(1.3 * np.exp(1.3 * z))),
+    "rexp": (hl.LRexp(beta=1.3), lambda z: np.diag(1.3 * np.exp(1.3 * z) * (z > 0))),
+    "cosh": (hl.LCosh(beta=1.3), lambda z: np.diag(1.3 * np.cosh(1.3 * z))),
+    "tanh": (hl.LTanh(beta=1.3), lambda z: np.diag(1.3 / np.cosh(1.3 * z) ** 2)),
+    "sigmoid": (
+        hl.LSigmoid(beta=1.3, scale=2.0),
+        lambda z: np.diag(2.0 * 1.3 / (2 * np.cosh(1.3 * z / 2)) ** 2),
+    ),
+    "softmax": (hl.LSoftmax(beta=1.3), _softmax_hessian),
+    "ghostmax": (hl.LGhostmax(beta=1.3), _ghostmax_hessian),
+    "sparsemax": (hl.LSparsemax(beta=0.9), _sparsemax_hessian),
+    "layer norm": (hl.LLayerNorm(gamma=1.5, delta=0.2, eps=0.1), _layer_norm_hessian),
+    "spherical norm": (hl.LSphericalNorm(gamma=1.5, eps=0.1), _spherical_norm_hessian),
+}
+# These jump on the way, and a jump is found no better than to a step.
+KINKED = ("relu", "rexp", "sparsemax")
+
+
+@pytest.mark.parametrize("name", HESSIANS)
+def test_state_flow_against_scipy(name):
+    lagrangian, hessian = HESSIANS[name]
+    layer = hl.Layer(lagrangian, 5, tau=TAU, bias=BIAS)
+
+    def field(t, x):
+        z = x - BIAS
+        return -hessian(z) @ (z - np.sin(t) * INPUT) / TAU
+
+    expected = solve_ivp(field, (0.0, 3.0), X0, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
+    solution = hl.solve(
+        layer,
+        X0,
+        3.0,
+        inputs=lambda t: jnp.sin(t) * INPUT,
+        stepsize_controller=TIGHT,
+        solver=diffrax.Dopri8(),
+    )
+    tolerance = 1e-6 if name in KINKED else 1e-9
+    np.testing.assert_allclose(solution.ys[-1], expected, atol=tolerance)
+
+
+def test_stiff_plateau_against_scipy():
+    # The exponential layer rests for t ≈ 4000 and then falls at once.
+    x0 = np.array([-6.4, 0.7, -2.5, -8.3, 1.4])
+    layer = hl.ExpLayer(5)
+    reference = solve_ivp(
+        lambda t, x: -x * np.exp(x),
+        (0.0, 600.0),
+        x0,
+        method="Radau",
+        rtol=1e-10,
+        atol=1e-13,
+        jac=lambda t, x: np.diag(-(1 + x) * np.exp(x)),
+    )
+    solution = hl.solve(layer, x0, 600.0, stepsize_controller=TIGHT)
+    np.testing.assert_allclose(solution.ys[-1], reference.y[:, -1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", HESSIANS)
+def test_activation_flow_is_an_exponential_decay(name):
+    layer = hl.Layer(HESSIANS[name][0], 5, tau=TAU, bias=BIAS)
+    ts = jnp.array([0.1, 1.0, 4.0])
+    solution = hl.solve(
+        layer,
+        X0,
+        4.0,
+        flow="activation",
+        inputs=INPUT,
+        stepsize_controller=TIGHT,
+        saveat=diffrax.SaveAt(ts=ts),
+    )
+    target = BIAS + INPUT
+    expected = target + (X0 - target) * np.exp(-ts[:, None] / TAU)
+    np.testing.assert_allclose(solution.ys, expected, atol=1e-9)
+
+
+def test_where_the_flows_rest():
+    # The softmax's state flow keeps Σx, the ghostmax's doesn't; dead units stay where they are.
+    x0 = jnp.array([0.5, -1.2, 1.5])
+    softmax, ghostmax, relu = (
+        hl.solve(layer, x0, 200.0, stepsize_controller=TIGHT).ys[-1]
+        for layer in (hl.SoftmaxLayer(3), hl.GhostmaxLayer(3), hl.ReluLayer(3))
+    )
+    np.testing.assert_allclose(softmax, jnp.full(3, jnp.mean(x0)), atol=1e-8)
+    np.testing.assert_allclose(ghostmax, jnp.zeros(3), atol=1e-6)
+    np.testing.assert_allclose(relu, [0.0, -1.2, 0.0], atol=1e-8)
+
+
+def test_values_beyond_the_range_are_got_through():
+    # exp(x) overflows in float32 at x = 88.7.
+    x0 = jnp.array([120.0, 90.0, -3.0], jnp.float32)
+    layer = hl.ExpLayer(3)
+    solution = hl.solve(layer, x0, 10.0)
+    assert solution.ys.dtype == jnp.float32
+    expected = hl.solve(layer, x0.astype(jnp.float64), 10.0).ys
+    np.testing.assert_allclose(solution.ys, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "controller"),
+    [
+        (diffrax.Euler(), diffrax.ConstantStepSize()),
+        (diffrax.Heun(), diffrax.ConstantStepSize()),
+        (diffrax.Dopri5(), diffrax.PIDController(rtol=1e-4, atol=1e-4, pcoeff=0.3, icoeff=0.4)),
+        (diffrax.Kvaerno5(), None),
+        (diffrax.Tsit5(), diffrax.StepTo(ts=jnp.linspace(0, 1, 21))),
+    ],
+    ids=["Euler", "Heun", "Dopri5-PI", "Kvaerno5", "StepTo"],
+)
+def test_any_solver_and_controller(solver, controller):
+    dt0 = None if isinstance(controller, diffrax.StepTo) else 0.01
+    solution = hl.solve(
+        hl.IdentityLayer(2),
+        jnp.array([[1.0, 2.0], [0.0, -1.0]]),
+        1.0,
+        dt0=dt0,
+        solver=solver,
+        stepsize_controller=controller,
+    )
+    expected = jnp.exp(-1.0) * jnp.array([[1.0, 2.0], [0.0, -1.0]])
+    np.testing.assert_allclose(solution.ys[:, -1], expected, rtol=1e-2)
+
+
+def test_diffraxs_own_options():
+    layer = hl.TanhLayer(2)
+    event = diffrax.Event(lambda t, y, args, **_: layer.energy(y) - 0.1)
+    solution = hl.solve(layer, jnp.array([1.0, 2.0]), 100.0, event=event, throw=False)
+    assert solution.result == diffrax.RESULTS.event_occurred
+    dense = hl.solve(layer, jnp.ones(2), 1.0, saveat=diffrax.SaveAt(dense=True))
+    np.testing.assert_allclose(dense.evaluate(0.0), jnp.ones(2))
+    _, tangent = jax.jvp(
+        lambda x0: hl.solve(layer, x0, 1.0, adjoint=diffrax.DirectAdjoint()).ys,
+        (jnp.ones(2),),
+        (jnp.ones(2),),
+    )
+    assert jnp.all((tangent > 0) & (tangent < 1))
+    with pytest.raises(TypeError):
+        hl.solve(layer, jnp.ones(2), 1.0, no_such_option=1)
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (2,), (2, 3), (2, 0, 3)])
+def test_batches(batch):
+    layer = hl.SoftmaxLayer((2, 3), bias=jnp.ones((2, 3)))
+    x0 = jr.normal(jr.key(0), (*batch, 2, 3))
+    solution = hl.solve(layer, x0, 1.0, inputs=0.1 * x0)
+    assert solution.ys.shape == (*batch, 1, 2, 3)
+    assert solution.ts.shape == (*batch, 1)
+    assert layer.energy(solution.ys).shape == (*batch, 1)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2)])
+def test_unusual_shapes(shape):
+    layer = hl.TanhLayer(shape)
+    solution = hl.solve(layer, jnp.ones((2, *shape)), 30.0)
+    np.testing.assert_allclose(solution.ys, jnp.zeros((2, 1, *shape)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.int32, bool])
+def test_states_are_solved_in_float32_at_least(dtype):
+    solution = hl.solve(hl.TanhLayer(2), jnp.ones(2, dtype), 1.0)
+    wide = jnp.float64 if dtype in (jnp.int32, bool) else jnp.float32
+    assert solution.ys.dtype == wide
+
+
+class Pair(hl.AbstractEnergyModel):
+    """Two identity layers joined by −x·W·y, as a user might write it."""
+
+    W: jax.Array
+    tau: dict
+
+    def energy(self, x):
+        return jnp.sum(x["a"] ** 2) / 2 + jnp.sum(x["b"] ** 2) / 2 - x["a"] @ self.W @ x["b"]
+
+    def activations(self, x):
+        return x
+
+    def dEdg(self, x):
+        return {"a": x["a"] - self.W @ x["b"], "b": x["b"] - x["a"] @ self.W}
+
+
+def test_a_users_own_model():
+    W = np.array([[0.5, 0.1], [-0.2, 0.3], [0.0, 0.4]])
+    model = Pair(jnp.array(W), {"a": jnp.array(0.5), "b": jnp.array(2.0)})
+    x0 = {"a": jnp.array([1.0, 2.0, 3.0]), "b": jnp.array([-1.0, 0.5])}
+    inputs = {"a": jnp.zeros(3), "b": jnp.array([0.2, 0.1])}
+    matrix = np.block([[np.eye(3), -W], [-W.T, np.eye(2)]])
+    offset = np.concatenate([inputs["a"], inputs["b"]])
+    tau = np.array([0.5, 0.5, 0.5, 2.0, 2.0])
+    expected = solve_ivp(
+        lambda t, x: -(matrix @ x - offset) / tau,
+        (0.0, 2.0),
+        np.concatenate([x0["a"], x0["b"]]),
+        rtol=1e-12,
+        atol=1e-13,
+    ).y[:, -1]
+    for flow in ("state", "activation"):  # H is the identity: they are the same
+        ys = hl.solve(model, x0, 2.0, flow=flow, inputs=inputs, stepsize_controller=TIGHT).ys
+        np.testing.assert_allclose(np.concatenate([ys["a"][-1], ys["b"][-1]]), expected, atol=1e-8)
+
+
+def test_bad_input():
+    layer, x0 = hl.TanhLayer(3), jnp.ones(3)
+    with pytest.raises(ValueError, match=r"t1 > t0.*t0 = 1.*t1 = 1"):
+        hl.solve(layer, x0, 1.0, t0=1.0)
+    with pytest.raises(ValueError, match="t1 > t0"):
+        hl.solve(layer, x0, jnp.nan)
+    with pytest.raises(ValueError, match="finite x0, got 2 NaN or infinite of 3"):
+        hl.solve(layer, jnp.array([jnp.nan, jnp.inf, 0.0]), 1.0)
+    with pytest.raises(ValueError, match=r'flow="state" or flow="activation", got \'up\''):
+        hl.solve(layer, x0, 1.0, flow="up")
+    with pytest.raises(ValueError, match=r"\*batch, 3\), got \(2, 4\)"):
+        hl.solve(layer, jnp.ones((2, 4)), 1.0)
+    with pytest.raises(TypeError, match="real numbers, got complex128"):
+        hl.solve(layer, x0 + 1j, 1.0)
+    with pytest.raises(ValueError, match=r"\(4,\) don't broadcast to the state's \(3,\)"):
+        hl.solve(layer, x0, 1.0, inputs=jnp.ones(4))
+    with pytest.raises(ValueError, match=r"\(2, 3\) don't broadcast to the state's \(3,\)"):
+        hl.solve(layer, jnp.ones((2, 3)), 1.0, inputs=lambda t: jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="state's structure"):
+        hl.solve(layer, x0, 1.0, inputs={"a": x0})
+    with pytest.raises(ValueError, match="dt0"):
+        hl.solve(layer, x0, 1.0, stepsize_controller=diffrax.ConstantStepSize())
+    with pytest.raises(eqx.EquinoxRuntimeError, match="max_steps"):
+        hl.solve(layer, x0, 1e3, max_steps=3)
+    assert hl.solve(layer, x0, 1e3, max_steps=3, throw=False).result != diffrax.RESULTS.successful
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"inputs are NaN.*float64"):
+        hl.solve(layer, x0, 1.0, inputs=jnp.full(3, jnp.nan))
+
+
+def test_bad_input_known_to_jit_alone():
+    solve = eqx.filter_jit(lambda x0, t1: hl.solve(hl.TanhLayer(3), x0, t1).ys)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="finite x0"):
+        solve(jnp.array([0.0, jnp.nan, 1.0]), jnp.array(1.0))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="t1 > t0"):
+        solve(jnp.ones(3), jnp.array(-1.0))
