@@ -204,7 +204,7 @@ def _finite(x: Array) -> Array:
         bad = jnp.sum(~jnp.isfinite(x))
     if isinstance(bad, Tracer):
         return eqx.error_if(x, bad > 0, "Expected a finite x0, got NaN or infinite entries.")
-    if bad > 0:
+    if int(bad) > 0:
         raise ValueError(f"Expected a finite x0, got {bad} NaN or infinite of {x.size} entries.")
     return x
 
@@ -215,7 +215,7 @@ def _after(t0: Array, t1: Array) -> Array:
         bad = jnp.any(~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1)))
     if isinstance(bad, Tracer):
         return eqx.error_if(t1, bad, "Expected finite times with t1 > t0.")
-    if bad:
+    if bool(bad):
         raise ValueError(f"Expected finite times with t1 > t0, got t0 = {t0} and t1 = {t1}.")
     return t1
 

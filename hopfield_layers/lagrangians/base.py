@@ -147,13 +147,14 @@ class CallableLagrangian(AbstractLagrangian):
     """A convex callable; its activation and energy come by automatic differentiation."""
 
     parameters: PyTree
-    fn: Any = eqx.field(static=True)
+    rest: Any = eqx.field(static=True)
 
-    def __init__(self, fn: Callable[[Array], Array]):
-        self.parameters, self.fn = eqx.partition(fn, eqx.is_array)
+    def __init__(self, fn: Callable[..., Any]):
+        self.parameters, self.rest = eqx.partition(fn, eqx.is_array)
 
     def _value(self, z: Array) -> Array:
-        value = jnp.asarray(eqx.combine(self.parameters, self.fn)(z))
+        fn: Any = eqx.combine(self.parameters, self.rest)
+        value = jnp.asarray(fn(z))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(
                 "A Lagrangian returns a real scalar, its sum over all units; the given callable "

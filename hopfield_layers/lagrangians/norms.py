@@ -17,15 +17,20 @@ from .base import AbstractRowwise, cast, SMALLEST
 
 
 def _largest(z: Array, axis: int | None, least: ArrayLike = 0.0) -> Array:
-    """max |z| per row or `least`, a scale without a derivative; 1 where both are 0."""
+    """About max |z| per row or `least`, a scale without a derivative; 1 where both are 0.
+
+    A power of 2, so that scaling by it is exact.
+    """
     largest = jnp.max(jnp.abs(lax.stop_gradient(z)), axis, keepdims=True)
     largest = jnp.maximum(largest, least)
     # XLA divides by way of the reciprocal, which must not vanish.
-    largest = jnp.minimum(largest, 1 / jnp.finfo(z.dtype).tiny)
+    info = jnp.finfo(z.dtype)
+    largest = jnp.minimum(largest, 1 / info.tiny)
+    largest = lax.reduce_precision(largest, exponent_bits=info.nexp, mantissa_bits=0)
     return jnp.where(largest == 0, 1, largest)
 
 
-def _scaled(z: Array, root: ArrayLike, axis: int, size: int) -> tuple[Array, Array, Array, Array]:
+def _scaled(z: Array, root: Array, axis: int, size: int) -> tuple[Array, Array, Array, Array]:
     """w, e, s, c with z = c·w, √ε = c·e and √(‖z‖²/size + ε) = c·s, where w and e are moderate."""
     c = _largest(z, axis, root)
     w, e = z / c, root / c
@@ -72,10 +77,14 @@ class _AbstractNorm(AbstractRowwise):
     def _value(self, z):
         v, k, size = self._row(z)
         _, _, s, c = _scaled(v, math.sqrt(self.eps) * k, self.axis, size)
-        # In units of the largest entry: terms may leave the range though their sum doesn't.
-        unit = _largest(z, None, 1.0)
-        norms = size * cast(self.gamma, z, SMALLEST) * s * (c / k / unit)
-        return (jnp.sum(norms) + jnp.sum(self._shift(z) * (z / unit))) * unit
+        norms = size * cast(self.gamma, z, SMALLEST) * s
+
+        def total(unit):
+            return jnp.sum(norms * (c / (k * unit))) + jnp.sum(self._shift(z) * (z / unit))
+
+        # Terms may leave the range though their sum doesn't.
+        unit = jnp.where(jnp.isfinite(total(1.0)), 1, _largest(z, None))
+        return total(unit) * unit
 
     def _activation(self, z):
         v, k, size = self._row(z)
@@ -134,12 +143,14 @@ class LLayerNorm(_AbstractNorm):
     def _row(self, z):
         size = max(z.shape[self.axis], 1)
         # Scaled by a power of 2, so that no difference leaves the range or is lost below it.
-        eps = jnp.finfo(z.dtype).eps
-        k = jnp.where(_largest(z, self.axis) > 1, 1 / 4, eps**-2)
+        small = jnp.finfo(z.dtype).eps ** -2.0
+        k = jnp.where(_largest(z, self.axis) > 1, 2.0 ** -(1 + size.bit_length()), small)
         v = k * z
-        # Shifted first, so that a large offset costs no digits and equal units give 0.
+        # Shifted first, so that a large offset costs no digits and equal units give 0; the second
+        # mean is the rounding error of the first, which many small v next to a large one feel.
         v = v - lax.stop_gradient(jnp.max(v, self.axis, keepdims=True))
-        return v - jnp.sum(v / size, self.axis, keepdims=True), k, size
+        v = v - jnp.sum(v, self.axis, keepdims=True) / size
+        return v - jnp.sum(v, self.axis, keepdims=True) / size, k, size
 
 
 class LSphericalNorm(_AbstractNorm):

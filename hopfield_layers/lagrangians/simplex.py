@@ -1,9 +1,11 @@
 """Lagrangians whose activation maps each row to the probability simplex."""
 
 import abc
+import functools
 import operator
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
@@ -21,11 +23,23 @@ def first_largest(z: Array, axis: int) -> Bool[Array, "..."]:
     return lax.broadcasted_iota(index.dtype, z.shape, axis % z.ndim) == index
 
 
-def centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array, Array]:
-    """Where the largest entry m of each row is, m, and β(z − m)."""
-    top = first_largest(z, axis)
-    m = jnp.sum(jnp.where(top, z, 0), axis, keepdims=True)
-    return top, m, floored_exponent(beta * (z - m))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(z: Array, axis: int) -> Array:
+    """The largest entry of each row; its derivative is that of the first."""
+    return jnp.max(z, axis, keepdims=True, initial=-jnp.inf)
+
+
+@_largest.defjvp
+def _(axis, primals, tangents):
+    (z,), (dz,) = primals, tangents
+    tangent = jnp.sum(jnp.where(first_largest(z, axis), dz, 0), axis, keepdims=True)
+    return _largest(z, axis), tangent
+
+
+def centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array]:
+    """The largest entry m of each row, and β(z − m)."""
+    m = _largest(z, axis)
+    return m, floored_exponent(beta * (z - m))
 
 
 class _AbstractSoftmax(AbstractRowwise):
@@ -42,8 +56,9 @@ class _AbstractSoftmax(AbstractRowwise):
 
     def _parts(self, z: Array) -> tuple[Array, Array, Array, Array, Array]:
         """β, where the largest entry of each row is, that, β(z − it), and Σ exp of the others."""
-        beta = cast(self.beta, z, self.min_beta)
-        top, m, d = centred(self._row(z), beta, self.axis)
+        row, beta = self._row(z), cast(self.beta, z, self.min_beta)
+        top = first_largest(row, self.axis)
+        m, d = centred(row, beta, self.axis)
         rest = jnp.sum(jnp.where(top, 0, jnp.exp(d)), self.axis, keepdims=True)
         return beta, top, m, d, rest
 
@@ -54,9 +69,8 @@ class _AbstractSoftmax(AbstractRowwise):
         return m + jnp.sum(jnp.where(top, 0, others), self.axis, keepdims=True)
 
     def _activation(self, z):
-        row = self._row(z)
-        m = jnp.max(row, self.axis, keepdims=True, initial=-jnp.inf)
-        e = jnp.exp(floored_exponent(cast(self.beta, z, self.min_beta) * (row - m)))
+        _, d = centred(self._row(z), cast(self.beta, z, self.min_beta), self.axis)
+        e = jnp.exp(d)
         g = e / jnp.sum(e, self.axis, keepdims=True)
         return lax.slice_in_dim(g, 0, z.shape[self.axis], axis=self.axis)
 

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from .._arrays import as_float, check_range
 from .base import AbstractRowwise, cast
@@ -20,38 +20,41 @@ from .special import scaled_exp
 _SMALLEST_ALPHA = 1 + 1e-6
 
 
-def _log_units(d: Array, t: Array, alpha: Array) -> tuple[Bool[Array, "..."], Array]:
-    """Where a = 1 + (α−1)(d − λ) is positive, and ln a/(α−1) there."""
-    # t is the logarithm of the row's largest activation, λ = (1 − exp((α−1)t))/(α−1).
-    shift = -jnp.expm1((alpha - 1) * t)
-    u = shift - (alpha - 1) * d
-    a = 1 + (alpha - 1) * d - shift
-    near = u < 0.5
-    inside = near | (a > 0)
+def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array, Array]:
+    """g = a₊^(1/(α−1)), ln g where that is positive, and ∂g/∂t, for a = 1 + (α−1)(d − λ).
+
+    1 − (α−1)λ = κ(1 − (α−1)·step) with κ = exp((α−1)t): t is the logarithm of the row's largest
+    activation, up to a step below its resolution. As α → 1, g tends to exp(d + t).
+    """
+    order = alpha - 1
+    kappa = jnp.maximum(jnp.exp(order * t), jnp.finfo(d.dtype).tiny)
+    high, low = -jnp.expm1(order * t), order * kappa * step
+    a = jnp.where(high < 0.5, 1 + order * d - high, kappa + order * d) - low
+    u = high - order * d + low
+    near, inside = u < 0.5, a > 0
     # In float64 XLA's log1p loses two digits below 0, so −ln(1 − u) = ln(1 + u/(1 − u)).
     u = jnp.where(near, u, 0)
-    far = jnp.log(jnp.where(inside & ~near, a, 1))
-    return inside, jnp.where(near, -jnp.log1p(u / (1 - u)), far) / (alpha - 1)
-
-
-def _units(d: Array, t: Array, alpha: Array) -> Array:
-    """g = [1 + (α−1)(d − λ)]₊^(1/(α−1)), which tends to exp(d + t) as α → 1."""
-    inside, log = _log_units(d, t, alpha)
-    return jnp.where(inside, jnp.exp(jnp.where(inside, log, 0)), 0)
+    ratio = jnp.where(inside, a / kappa, 1)
+    log = jnp.where(near, -jnp.log1p(u / (1 - u)) / order, t + jnp.log(ratio) / order)
+    g = jnp.where(inside, jnp.exp(jnp.where(inside, log, 0)), 0)
+    return g, log, g / ratio
 
 
 def _vertex_cost(rest: Array, alpha: Array) -> Array:
     """(p − pᵅ)/((α−1)(1 − p)) at p = 1 − rest, which is 1 at rest = 0."""
-    safe = jnp.where(rest == 0, 0.5, rest)
+    tiny = rest < jnp.finfo(rest.dtype).eps
+    safe = jnp.where(tiny, 0.5, rest)
     log = -jnp.log1p(safe / (1 - safe))
     cost = (safe - 1) * jnp.expm1((alpha - 1) * log) / ((alpha - 1) * safe)
-    return jnp.where(rest == 0, 1 - alpha * rest / 2, cost)
+    return jnp.where(tiny, 1 - alpha * rest / 2, cost)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 @functools.partial(jax.jit, static_argnums=2)
-def _log_largest(d: Array, alpha: Array, axis: int) -> Array:
-    """The logarithm t of the row's largest activation, for d ≤ 0 whose largest entry is 0.
+def _log_largest(d: Array, alpha: Array, axis: int) -> tuple[Array, Array]:
+    """The logarithm t of the row's largest activation, and the step that it is off by.
+
+    For d ≤ 0 whose largest entry is 0. Above α = 2, g near the edge of the support feels the step.
 
     Newton's method for λ on (Σ g)^(α−1) = 1, within a bracket of t. Up to α = 2 that is convex in
     λ, so that from λ = 0 it converges monotonically, and for α = 2 in finitely many steps. Above,
@@ -62,20 +65,21 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> Array:
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
     eps = jnp.finfo(d.dtype).eps
 
+    def excess_and_slope(t):
+        g, _, slope = _units(d, t, jnp.zeros_like(t), alpha)
+        # Σ g − 1 without the largest term's 1, so that it keeps its digits near a vertex.
+        return jnp.expm1(t) + total(jnp.where(top, 0, g)), total(slope)
+
     def cond(carry):
         _, _, _, moving, steps = carry
         return jnp.any(moving) & (steps < 300)
 
     def body(carry):
         t, low, high, moving, steps = carry
-        inside, log = _log_units(d, t, alpha)
-        # Σ g − 1 without the largest term's 1, so that it keeps its digits near a vertex.
-        rest = total(jnp.where(inside & ~top, jnp.exp(log), 0))
-        excess = jnp.expm1(t) + rest
-        slope = total(jnp.where(inside, jnp.exp((2 - alpha) * log), 0))
-        gain = -(1 + excess) * jnp.expm1((1 - alpha) * jnp.log1p(excess)) / slope
+        excess, slope = excess_and_slope(t)
         low, high = jnp.where(excess < 0, t, low), jnp.where(excess > 0, t, high)
-        new = t + jnp.log1p(-gain * jnp.exp((1 - alpha) * t)) / (alpha - 1)
+        shrink = (1 + excess) * jnp.expm1((1 - alpha) * jnp.log1p(excess)) / slope
+        new = t + jnp.log1p(shrink) / (alpha - 1)
         newton = (new >= low) & (new <= high) & ((alpha <= 2) | (steps % 2 == 0))
         new = jnp.where(newton, new, (low + high) / 2)
         new = jnp.where(moving & (excess != 0), new, t)
@@ -85,17 +89,18 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> Array:
     high = total(jnp.zeros_like(d))
     low = high - jnp.log(d.shape[axis])
     t, *_ = lax.while_loop(cond, body, (high, low, high, high == high, 0))
-    return t
+    excess, slope = excess_and_slope(t)
+    return t, excess / slope
 
 
 @_log_largest.defjvp
 def _(axis, primals, tangents):
     d, alpha = primals
-    t = _log_largest(d, alpha, axis)
+    t, step = _log_largest(d, alpha, axis)
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
-    _, change = jax.jvp(lambda d, alpha: total(_units(d, t, alpha)), primals, tangents)
-    _, slope = jax.jvp(lambda t: total(_units(d, t, alpha)), (t,), (jnp.ones_like(t),))
-    return t, -change / slope
+    _, change = jax.jvp(lambda d, alpha: total(_units(d, t, step, alpha)[0]), primals, tangents)
+    slope = total(_units(d, t, step, alpha)[2])
+    return (t, step), (-change / slope, jnp.zeros_like(step))
 
 
 class _AbstractEntmax(AbstractRowwise):
@@ -106,19 +111,20 @@ class _AbstractEntmax(AbstractRowwise):
     def _alpha(self, z: Array) -> Array:
         """α in the dtype of z."""
 
-    def _solve(self, z: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """α, β, the largest entry m of each row, d = β(z − m), and ln g there."""
+    def _solve(self, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
+        """α, β, the largest entry m of each row, d = β(z − m), and t and the step at them."""
         alpha, beta = self._alpha(z), cast(self.beta, z, self.min_beta)
-        _, m, d = centred(z, beta, self.axis)
-        return alpha, beta, m, d, _log_largest(d, alpha, self.axis)
+        m, d = centred(z, beta, self.axis)
+        return alpha, beta, m, d, *_log_largest(d, alpha, self.axis)
 
     def _others(self, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
         """β, m, d, where g > 0 but for the largest unit, ln g, and c with E = −Σ gc/β there."""
-        alpha, beta, m, d, t = self._solve(z)
-        inside, log = _log_units(d, t, alpha)
-        others = inside & ~first_largest(d, self.axis)
+        alpha, beta, m, d, t, step = self._solve(z)
+        g, log, _ = _units(d, t, step, alpha)
+        others = (g > 0) & ~first_largest(d, self.axis)
         log = jnp.where(others, log, 0)
-        rest = jnp.sum(jnp.where(others, jnp.exp(log), 0), self.axis, keepdims=True)
+        rest = jnp.sum(jnp.where(others, g, 0), self.axis, keepdims=True)
+        rest = jnp.minimum(rest, 1 - 1 / z.shape[self.axis])
         # The largest is what the others leave of 1, so that an error of g is one of second order.
         cost = _vertex_cost(rest, alpha) - jnp.expm1((alpha - 1) * log) / (alpha - 1)
         return beta, m, d, others, log, cost / alpha
@@ -129,8 +135,9 @@ class _AbstractEntmax(AbstractRowwise):
         return m + jnp.sum(terms, self.axis, keepdims=True)
 
     def _activation(self, z):
-        alpha, _, _, d, t = self._solve(z)
-        return _units(d, t, alpha)
+        alpha, _, _, d, t, step = self._solve(z)
+        g, _, _ = _units(d, t, step, alpha)
+        return g / jnp.sum(g, self.axis, keepdims=True)
 
     def _energy(self, z):
         # All its terms have one sign.

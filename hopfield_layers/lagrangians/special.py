@@ -87,7 +87,7 @@ def sinh(t: Array) -> Array:
     a = magnitude(t)
     near = a < 1
     small, large = jnp.where(near, a, 0), jnp.where(near, 1, a)
-    e = jnp.expm1(small)
-    half = jnp.exp(large / 2)
-    positive = jnp.where(near, (e + e / (1 + e)) / 2, half / 2 * half - 1 / (2 * half) / half)
+    e, half = jnp.expm1(small), jnp.full_like(t, 0.5)
+    far = scaled_exp(half, large) - scaled_exp(half, -large)
+    positive = jnp.where(near, (e + e / (1 + e)) / 2, far)
     return jnp.where(t < 0, -positive, positive)
