@@ -14,6 +14,7 @@ import hopfield_layers as hl
 
 
 mp: Any = mpmath.mp  # its functions have no types
+FAR = 10**5
 
 LAGRANGIANS = {
     "identity": hl.LIdentity(),
@@ -58,27 +59,37 @@ def _signed_power(z, p):
     return value, mp.sign(z) * g, h
 
 
+def _exponential(t):
+    """exp t, or what is as far beyond every dtype's range and is faster to compute."""
+    return mp.exp(min(max(t, -FAR), FAR))
+
+
 def _exp(z, beta):
-    return mp.exp(beta * z) / beta, mp.exp(beta * z), beta * mp.exp(beta * z)
+    e = _exponential(beta * z)
+    return e / beta, e, beta * e
 
 
 def _rexp(z, beta):
     value, g, h = _exp(max(z, 0), beta)
-    return value - max(z, 0), g - 1, h if z > 0 else 0
+    return value - max(z, 0), g - 1, h if z > 0 else mpf(0)
 
 
 def _cosh(z, beta):
-    cosh = mp.cosh(beta * z)
-    return cosh / beta, mp.sinh(beta * z), beta * cosh
+    up, down = _exponential(beta * z), _exponential(-beta * z)
+    return (up + down) / (2 * beta), (up - down) / 2, beta * (up + down) / 2
 
 
 def _tanh(z, beta):
+    if abs(beta * z) > FAR:
+        return abs(z) - mp.log(2) / beta, mp.sign(z), mpf(0)
     cosh = mp.cosh(beta * z)
     return mp.log(cosh) / beta, mp.sinh(beta * z) / cosh, beta / (cosh * cosh)
 
 
 def _sigmoid(z, beta, scale):
-    e = mp.exp(beta * z)
+    if beta * z > FAR:
+        return scale * z, scale, mpf(0)
+    e = _exponential(beta * z)
     p = e / (1 + e)
     return scale * mp.log(1 + e) / beta, scale * p, scale * beta * p / (1 + e)
 
@@ -97,16 +108,17 @@ ELEMENTWISE = {
 }
 
 
-def _softmax(z, beta, ghost=0):
-    e = [mp.exp(beta * x) for x in z]
-    total = ghost + mp.fsum(e)
+def _softmax(z, beta):
+    e = [_exponential(beta * (x - max(z))) for x in z]
+    total = mp.fsum(e)
     g = [x / total for x in e]
     hessian = [[beta * a * ((i == j) - b) for j, b in enumerate(g)] for i, a in enumerate(g)]
-    return Exact(mp.log(total) / beta, g, hessian)
+    return Exact(max(z) + mp.log(total) / beta, g, hessian)
 
 
 def _ghostmax(z, beta):
-    return _softmax(z, beta, ghost=1)
+    value, g, hessian = _softmax([*z, mpf(0)], beta)
+    return Exact(value, g[:-1], [row[:-1] for row in hessian[:-1]])
 
 
 def _entmax(z, beta, alpha):

@@ -1,6 +1,7 @@
 """What a Lagrangian is, and what the closed forms share."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._arrays import as_float, widened
+from .._arrays import as_float, check_range, widened
 
+
+# What parameters must be greater than when they are given; any other need only be finite.
+_LEAST = {"n": 1.0, "p": 1.0, "alpha": 1.0, "scale": 0.0, "gamma": 0.0, "min_beta": 0.0}
 
 # Training may drive a parameter that must be positive to zero or below. It then acts as this.
 SMALLEST = 1e-12
@@ -80,6 +84,10 @@ class AbstractClosedForm(AbstractLagrangian):
 
     Subclasses write the terms for a state in float32 or wider; the results have the state's dtype.
     """
+
+    def __check_init__(self):
+        for name, value in vars(self).items():
+            check_range(self, name, value, above=_LEAST.get(name, -math.inf))
 
     @abc.abstractmethod
     def _value(self, z: Array) -> Array:

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._arrays import as_float, check_range
+from .._arrays import as_float
 from .base import AbstractElementwise, cast
 from .special import floored_exponent, magnitude, scaled_exp, sinh
 
@@ -34,10 +34,6 @@ class LExp(AbstractElementwise):
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
-
-    def __check_init__(self):
-        check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)
@@ -73,10 +69,6 @@ class LRexp(AbstractElementwise):
     beta: Array = eqx.field(default=1.0, converter=as_float)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
-    def __check_init__(self):
-        check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0.0)
-
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)
         z = jnp.where(z > 0, z, 0)
@@ -110,10 +102,6 @@ class LCosh(AbstractElementwise):
 
     beta: Array = eqx.field(default=1.0, converter=as_float)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
-
-    def __check_init__(self):
-        check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arrays import as_float, check_range
+from .._arrays import as_float
 from .base import AbstractRowwise, cast, SMALLEST
 
 
@@ -64,9 +64,6 @@ class _AbstractNorm(AbstractRowwise):
     eps: eqx.AbstractVar[float]
 
     def __check_init__(self):
-        check_range(self, "gamma", self.gamma, above=0.0)
-        check_range(self, "delta", self.delta)
-        check_range(self, "eps", self.eps)
         if self.eps < 0:
             raise ValueError(f"{type(self).__name__}: eps must not be negative, got {self.eps}.")
 

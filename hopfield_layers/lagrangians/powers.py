@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._arrays import as_float, check_range
+from .._arrays import as_float
 from .base import AbstractElementwise, cast
 from .special import magnitude, power
 
@@ -65,9 +65,6 @@ class LRepu(AbstractElementwise):
 
     n: Array = eqx.field(default=2.0, converter=as_float)
 
-    def __check_init__(self):
-        check_range(self, "n", self.n, above=1.0)
-
     def _value(self, z):
         n = cast(self.n, z, _SMALLEST_EXPONENT)
         return _scaled_power(1 / n, jnp.where(z > 0, z, 0), n)
@@ -127,9 +124,6 @@ class LPower(AbstractElementwise):
     """
 
     p: Array = eqx.field(default=2.0, converter=as_float)
-
-    def __check_init__(self):
-        check_range(self, "p", self.p, above=1.0)
 
     def _value(self, z):
         p = cast(self.p, z, _SMALLEST_EXPONENT)

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._arrays import as_float, check_range
+from .._arrays import as_float
 from .base import AbstractElementwise, cast, SMALLEST
 from .special import (
     floored_exponent,
@@ -42,10 +42,6 @@ class LTanh(AbstractElementwise):
     beta: Array = eqx.field(default=1.0, converter=as_float)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
-    def __check_init__(self):
-        check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0.0)
-
     def _value(self, z):
         return log_cosh(cast(self.beta, z, self.min_beta), z)
 
@@ -81,11 +77,6 @@ class LSigmoid(AbstractElementwise):
     beta: Array = eqx.field(default=1.0, converter=as_float)
     scale: Array = eqx.field(default=1.0, converter=as_float)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
-
-    def __check_init__(self):
-        check_range(self, "beta", self.beta)
-        check_range(self, "scale", self.scale, above=0.0)
-        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     def _parts(self, z: Array) -> tuple[Array, Array, Array, Array]:
         """β, s, −|βz| and exp(−|βz|)."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from .._arrays import as_float, check_range
+from .._arrays import as_float
 from .base import AbstractRowwise, cast
 from .special import floored_exponent, log1p_ratio, scaled_exp
 
@@ -45,10 +45,6 @@ def centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array]:
 class _AbstractSoftmax(AbstractRowwise):
     beta: eqx.AbstractVar[Array]
     min_beta: eqx.AbstractVar[float]
-
-    def __check_init__(self):
-        check_range(self, "beta", self.beta)
-        check_range(self, "min_beta", self.min_beta, above=0.0)
 
     @abc.abstractmethod
     def _row(self, z: Array) -> Array:
