@@ -133,26 +133,24 @@ def test_bias_shifts_everything_alike(name):
 
     for actual, expected in zip(everything(shifted, x), everything(plain, z), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-14)
-    # ∂E/∂x = H ∂E/∂g
-    hessian = jax.jit(jax.hessian(shifted.lagrangian))(z).reshape(12, 12)
-    gradient = jax.jit(jax.grad(shifted.energy))(x).reshape(12)
-    np.testing.assert_allclose(gradient, hessian @ shifted.dEdg(x).reshape(12), atol=1e-9)
 
 
-@pytest.mark.parametrize("batch", [(), (2, 3), (2, 0, 3)])
 @pytest.mark.parametrize("name", CONSTRUCTORS)
-def test_batches(name, batch):
+def test_batches(name):
     @jax.jit
     def everything(layer, x):
         flow = hl.EnergyFlow(layer)(0.0, x)
         return layer.energy(x), (layer.activation(x), layer.dEdg(x), flow)
 
     layer = CONSTRUCTORS[name]((3, 4), bias=jnp.ones((3, 4)))
-    x = jr.normal(jr.key(1), (*batch, 3, 4))
+    for batch in [(), (0,), (2, 3), (2, 0, 3)]:
+        x = jax.ShapeDtypeStruct((*batch, 3, 4), float)
+        energy, fields = jax.eval_shape(everything, layer, x)
+        assert energy.shape == batch
+        assert all(field.shape == x.shape for field in fields)
+    x = jr.normal(jr.key(1), (2, 2, 3, 4))
     energy, fields = everything(layer, x)
-    assert energy.shape == batch
-    assert all(field.shape == x.shape for field in fields)
-    for i in np.ndindex(batch):
+    for i in np.ndindex(2, 2):
         alone, fields_alone = everything(layer, x[i])
         np.testing.assert_allclose(energy[i], alone, rtol=1e-14)
         for field, field_alone in zip(fields, fields_alone, strict=True):
