@@ -10,6 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 
+# Training may drive a parameter that must be positive to zero or below. It then acts as this.
+SMALLEST = 1e-30
+
+
 def as_float(x: Any) -> Array:
     """`x` as a real floating array: integers and booleans get the default float dtype.
 
@@ -26,6 +30,15 @@ def as_float(x: Any) -> Array:
 def widened(x: Array) -> Array:
     """`x` in float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def spread(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """`x`, broadcast to `shape`, or a `ValueError` that states both."""
+    try:
+        return jnp.broadcast_to(x, shape)
+    except ValueError as error:
+        message = f"{name} has shape {x.shape}, which does not broadcast to {shape}."
+        raise ValueError(message) from error
 
 
 def check_range(owner: Any, name: str, value: ArrayLike, above: float = -math.inf) -> None:

@@ -12,8 +12,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from ._arrays import as_float, widened
-from .lagrangians.base import SMALLEST
+from ._arrays import as_float, SMALLEST, spread, widened
 from .model import AbstractEnergyModel
 
 
@@ -82,15 +81,10 @@ class EnergyFlow(eqx.Module):
 
 
 def _rate(tau: ArrayLike, u: Array) -> Array:
-    """−u/τ. Training may drive τ to zero or below; it then acts as a tiny one.
-
-    A trial step may go where this overflows, an exponential unit at x = 1000 say. A large finite
-    rate makes a solver reject the step, where ∞ − ∞ among its stages would leave it without an
-    error to go by.
-    """
-    tau = as_float(tau).astype(u.dtype)
-    fastest = float(jnp.finfo(u.dtype).max) ** 0.75
-    return jnp.clip(-u / jnp.where(tau < SMALLEST, SMALLEST, tau), -fastest, fastest)
+    """−u/τ. Training may drive τ to zero or below; it then acts as a tiny one."""
+    wide = widened(u)
+    tau = as_float(tau).astype(wide.dtype)
+    return (-wide / jnp.where(tau < SMALLEST, SMALLEST, tau)).astype(u.dtype)
 
 
 def _fitted(inputs: PyTree, x: PyTree) -> PyTree:
@@ -100,21 +94,12 @@ def _fitted(inputs: PyTree, x: PyTree) -> PyTree:
             f"Expected inputs of the state's structure, {jax.tree.structure(x)}, got "
             f"{jax.tree.structure(inputs)}."
         )
-
-    def fit(leaf, x):
-        leaf = as_float(leaf)
-        try:
-            return jnp.broadcast_to(leaf.astype(x.dtype), x.shape)
-        except ValueError as error:
-            raise ValueError(
-                f"Inputs of shape {leaf.shape} don't broadcast to the state's {x.shape}."
-            ) from error
-
+    fit = lambda leaf, x: spread("An input", as_float(leaf).astype(x.dtype), x.shape)
     return jax.tree.map(fit, inputs, x)
 
 
 def solve(
-    model: AbstractEnergyModel,
+    model: Any,
     x0: PyTree,
     t1: ArrayLike,
     *,
@@ -131,7 +116,7 @@ def solve(
     """Integrates τ dx/dt = −∂E/∂x, or −∂E/∂g, from x0 at t0 to t1.
 
     The first call compiles; further ones with other values (of x0, times, parameters, inputs,
-    tolerances) and the same shapes do not.
+    tolerances) and the same shapes do not. Functions are compared by identity: a new lambda does.
 
     **Arguments:**
 
@@ -159,9 +144,9 @@ def solve(
     the energy along it.
 
     **Raises:** `ValueError` for t1 ≤ t0, for NaN or infinities in x0, and for inputs that don't
-    fit; under an outer jit the first two are an `equinox.EquinoxRuntimeError`. So are NaN in dx/dt
-    at x0, and a solver that fails, for instance by running out of steps; with `throw=False`,
-    `Solution.result` tells of these instead.
+    fit; under an outer jit the first two are an `equinox.EquinoxRuntimeError`. So is a state or
+    rate that leaves the range of the dtype, and a solver that fails, for instance by running out
+    of steps; `throw=False` suppresses these, and `Solution.result` tells of the latter.
 
     ```python
     >>> import hopfield_layers as hl
@@ -173,28 +158,28 @@ def solve(
 
     ```
     """
+    if not isinstance(model, AbstractEnergyModel):
+        raise TypeError(f"Expected an AbstractEnergyModel, a Layer for instance, got {model!r}.")
     x0 = jax.tree.map(lambda x: widened(as_float(x)), x0)
     dtype = jnp.result_type(*jax.tree.leaves(x0))
     x0 = jax.tree.map(lambda x: _finite(x.astype(dtype)), x0)
-    t0 = jnp.asarray(t0, dtype)
-    t1 = _after(t0, jnp.asarray(t1, dtype))
     if stepsize_controller is None:
         stepsize_controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
     if dt0 is None and isinstance(stepsize_controller, diffrax.ConstantStepSize):
         raise ValueError("Constant steps need their size, dt0.")
+    t0 = jnp.asarray(t0, dtype)
     options |= {
         "solver": diffrax.Tsit5() if solver is None else solver,
         "t0": t0,
-        "t1": t1,
+        "t1": _after(t0, jnp.asarray(t1, dtype)),
         "dt0": None if dt0 is None else jnp.asarray(dt0, dtype),
         "saveat": diffrax.SaveAt(t1=True) if saveat is None else saveat,
         "stepsize_controller": stepsize_controller,
         "max_steps": max_steps,
     }
     # Tolerances and their like become arguments of the compiled program instead of parts of it.
-    options = jax.tree.map(
-        lambda x: jnp.asarray(x, dtype) if isinstance(x, float | np.floating) else x, options
-    )
+    to_array = lambda x: jnp.asarray(x, dtype) if isinstance(x, float | np.floating) else x
+    options, inputs = jax.tree.map(to_array, (options, inputs))
     return _solve(EnergyFlow(model, flow, inputs=inputs), x0, options)
 
 
@@ -210,7 +195,9 @@ def _finite(x: Array) -> Array:
 
 
 def _after(t0: Array, t1: Array) -> Array:
-    """`t1`, or an error unless it is finite and greater than `t0`."""
+    """`t1`, or an error unless it is a finite number greater than `t0`."""
+    if t0.shape != () or t1.shape != ():
+        raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {t0.shape} and {t1.shape}.")
     with jax.ensure_compile_time_eval():
         bad = jnp.any(~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1)))
     if isinstance(bad, Tracer):
@@ -220,15 +207,56 @@ def _after(t0: Array, t1: Array) -> Array:
     return t1
 
 
+class _Guarded(eqx.Module):
+    """A field that an adaptive solver may try anywhere.
+
+    A trial step may go where dx/dt overflows, an exponential unit at x = 1000 say. A large finite
+    rate makes the solver reject the step, where ∞ − ∞ among its stages would leave it without an
+    error to go by.
+    """
+
+    field: EnergyFlow
+
+    def __call__(self, t, x, args):
+        bounded = lambda rate: jnp.clip(rate, -_fastest(rate), _fastest(rate))
+        return jax.tree.map(bounded, self.field(t, x, args))
+
+
+def _fastest(rate: Array) -> float:
+    """A rate that leaves room to add up stages."""
+    return float(jnp.finfo(rate.dtype).max) ** 0.9
+
+
+def _checked(field: EnergyFlow, x0: PyTree, span: Array) -> PyTree:
+    """`x0`, or an error if dx/dt is NaN there, or so far beyond the range as to be misjudged."""
+
+    def bad(x, rate):
+        instant = jnp.abs(x) < jnp.finfo(rate.dtype).eps * span * _fastest(rate)
+        return jnp.any(~((jnp.abs(rate) < _fastest(rate)) | instant) | jnp.isnan(rate))
+
+    rates = field(0.0 * span, x0)
+    found = jnp.any(jnp.array(jax.tree.leaves(jax.tree.map(bad, x0, rates))))
+    return eqx.error_if(x0, found, _BEYOND.format(dtype=span.dtype))
+
+
 @eqx.filter_jit
 def _solve(flow: EnergyFlow, x0: PyTree, options: dict[str, Any]) -> diffrax.Solution:
+    throw = options.get("throw", True)
+    constant = isinstance(options["stepsize_controller"], diffrax.ConstantStepSize)
+
     def sample(x0, inputs=flow.inputs):
         field = EnergyFlow(flow.model, flow.flow, inputs=inputs)
-        if options.get("throw", True):
-            rates = jax.tree.leaves(field(options["t0"], x0))
-            nan = jnp.any(jnp.array([jnp.any(jnp.isnan(rate)) for rate in rates]))
-            x0 = eqx.error_if(x0, nan, _NAN.format(dtype=jnp.result_type(*rates)))
-        return diffrax.diffeqsolve(diffrax.ODETerm(field), y0=x0, **options)
+        if throw and not constant:
+            x0 = _checked(field, x0, options["t1"] - options["t0"])
+        term = diffrax.ODETerm(field if constant else _Guarded(field))
+        solution = diffrax.diffeqsolve(term, y0=x0, **options)
+        ts = solution.ts
+        if not throw or not isinstance(ts, Array):
+            return solution
+        # Unused room for further steps is ∞ in both.
+        finite = lambda y: jnp.isfinite(y).reshape(*ts.shape, -1).all(axis=-1)
+        bad = [jnp.isfinite(ts) & ~finite(y) for y in jax.tree.leaves(solution.ys)]
+        return eqx.error_if(solution, jnp.any(jnp.array(bad)), _BEYOND.format(dtype=ts.dtype))
 
     shared = flow.inputs is None or callable(flow.inputs)
     samples = (x0,) if shared else (x0, _fitted(flow.inputs, x0))
@@ -248,8 +276,8 @@ def _solve(flow: EnergyFlow, x0: PyTree, options: dict[str, Any]) -> diffrax.Sol
     return resized(eqx.filter_eval_shape(sample, *one), batch)
 
 
-_NAN = (
-    "dx/dt is NaN at x0. Either the model's parameters or the inputs are NaN, or a value leaves "
-    'the range of {dtype}: start nearer to the bias, follow flow="activation", or solve in float64 '
+_BEYOND = (
+    "x or dx/dt left the range of {dtype}, or the inputs or the model's parameters are NaN. Start "
+    'nearer to the bias, take smaller steps, follow flow="activation", or solve in float64 '
     '(jax.config.update("jax_enable_x64", True)).'
 )

@@ -12,7 +12,7 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
-from ._arrays import as_float, check_range, widened
+from ._arrays import as_float, check_range, spread, widened
 from .lagrangians import (
     AbstractLagrangian,
     as_lagrangian,
@@ -46,7 +46,7 @@ class Layer(AbstractEnergyModel):
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
     - `shape`: the shape of the state, a tuple of sizes or one size.
-    - `tau`: the time constant τ > 0, in the units of t.
+    - `tau`: the time constant τ > 0, in the units of t; or one per unit.
     - `use_bias`: whether there is a bias b, an activation threshold of the layer's shape.
     - `init_lagrangian`: whether `lagrangian` is instead a factory, called with `kwargs`.
     - `name`: a name for the layer, of no effect.
@@ -105,6 +105,7 @@ class Layer(AbstractEnergyModel):
 
     def __check_init__(self):
         check_range(self, "tau", self.tau, above=0.0)
+        jax.eval_shape(lambda tau: spread("tau", tau, self.shape), self.tau)
         if self.bias is not None:
             check_range(self, "bias", self.bias)
             if self.bias.shape != self.shape:
@@ -217,7 +218,7 @@ def make_layer(
     bias=None, key=None)` that returns a [`hopfield_layers.Layer`][].
 
     **Raises:** `ValueError` if a parameter of the factory has the name of one of the layer's, or
-    none at all (`*args`).
+    can't be given by name; `TypeError` for a Lagrangian instead of its constructor.
 
     ```python
     >>> import inspect
@@ -237,10 +238,16 @@ def make_layer(
         )
 
     layer_parameters = list(inspect.signature(constructor).parameters.values())[:-1]
+    if isinstance(lagrangian_factory, AbstractLagrangian):
+        raise TypeError(f"Expected a Lagrangian's constructor, got {lagrangian_factory!r}.")
+    parameters = list(inspect.signature(lagrangian_factory).parameters.values())
+    nameless = [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]
+    if nameless:
+        raise ValueError(f"{lagrangian_factory} can't be given {nameless} by name.")
     parameters = [
         p.replace(kind=p.KEYWORD_ONLY, annotation=p.empty if p.annotation is Any else p.annotation)
-        for p in inspect.signature(lagrangian_factory).parameters.values()
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        for p in parameters
+        if p.kind is not p.VAR_KEYWORD
     ]
     taken = {p.name for p in layer_parameters} & {p.name for p in parameters}
     if taken:

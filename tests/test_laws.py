@@ -274,6 +274,7 @@ def test_other_values_compile_nothing(name, flow, compilations):
     changed = jax.tree.map(lambda leaf: 1.01 * leaf, layer)
 
     def run(layer, x, t1, dt0, rtol, inputs):
+        hl.solve(layer, x, t1, flow=flow, inputs=0.1 * t1)
         controller = diffrax.PIDController(rtol=rtol, atol=1e-3 * rtol)
         keywords = {"flow": flow, "inputs": inputs, "stepsize_controller": controller}
         return hl.solve(layer, x, t1, dt0=dt0, **keywords)
@@ -301,8 +302,8 @@ def test_a_batch_of_parameters():
     [
         (hl.LExp(), "beta", 1e-6),
         (hl.LSoftmax(min_beta=0.1), "beta", 0.1),
-        (hl.LSigmoid(), "scale", 1e-12),
-        (hl.LLayerNorm(), "gamma", 1e-12),
+        (hl.LSigmoid(), "scale", 1e-30),
+        (hl.LLayerNorm(), "gamma", 1e-30),
         (hl.LRepu(), "n", 1 + 1e-6),
         (hl.LPower(), "p", 1 + 1e-6),
         (hl.LEntmax(), "alpha", 1 + 1e-6),

@@ -37,7 +37,7 @@ def test_signature_and_help_show_the_lagrangians_parameters(name):
         assert parameters[parameter.name].default == parameter.default
         assert f"- `{parameter.name}`: " in make.__doc__
     assert make.__name__ == name
-    assert f"{name}(shape, tau=1.0" in inspect.getdoc(make) or f"hl.{name}(" in make.__doc__
+    assert f"hl.{name}(" in make.__doc__
     changed = {p: 3.0 for p in own if p in ("beta", "n", "p", "gamma", "alpha")}
     layer = make((3, 4), 0.5, True, "a name", **changed)
     assert (layer.tau, layer.name, layer.shape, layer.use_bias) == (0.5, "a name", (3, 4), True)
@@ -60,6 +60,10 @@ def test_make_layer_of_a_users_factory():
     np.testing.assert_allclose(HuberLayer(4, width=2.0).energy_bound(), -8.0)
     with pytest.raises(ValueError, match=r"of the layer's names: \['tau'\]"):
         hl.make_layer(lambda tau: hl.LTanh())
+    with pytest.raises(ValueError, match=r"can't be given \['beta'\] by name"):
+        hl.make_layer(lambda *beta: hl.LTanh(*beta))
+    with pytest.raises(TypeError, match="constructor, got LTanh"):
+        hl.make_layer(hl.LTanh())
     with pytest.raises(TypeError, match="gamma"):
         hl.ExpLayer(3, gamma=1.0)
 
@@ -94,6 +98,19 @@ def test_shapes():
     for wrong in (-1, (3, -1), 2.0, (2, 2.5), "3", None, True):
         with pytest.raises(ValueError, match="integers ≥ 0"):
             hl.TanhLayer(wrong)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_nan_in_gives_nan_out(name):
+    layer = CONSTRUCTORS[name](3)
+    x = jnp.array([1.0, jnp.nan, -2.0])
+    assert jnp.isnan(layer.energy(x))
+    assert jnp.isnan(layer.activation(x)[1])
+
+
+@pytest.mark.parametrize("make", [hl.LayerNormLayer, hl.SphericalNormLayer, hl.SoftmaxLayer])
+def test_no_rows(make):
+    assert make((0, 3)).energy(jnp.zeros((0, 3))) == 0
 
 
 def test_init_state():
@@ -184,6 +201,8 @@ def test_results_have_the_states_dtype(name, dtype):
         (lambda: hl.TanhLayer(3, tau=-1), "tau .* got -1"),
         (lambda: hl.TanhLayer(3, tau=jnp.nan), "tau .* got nan"),
         (lambda: hl.TanhLayer(3, tau=jnp.inf), "tau .* got inf"),
+        (lambda: hl.TanhLayer(1, tau=jnp.ones((3, 1))), r"tau has shape \(3, 1\), .* \(1,\)"),
+        (lambda: hl.LEntmax(alpha=5.0), "alpha must be at most 4"),
         (lambda: hl.LRepu(n=1), "LRepu: n must be finite and greater than 1, got 1"),
         (lambda: hl.LPower(p=0.5), "LPower: p"),
         (lambda: hl.LEntmax(alpha=1.0), "LEntmax: alpha"),

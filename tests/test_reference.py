@@ -42,6 +42,17 @@ def test_layer(case):
         np.testing.assert_allclose(gradient, case["dEdx"], rtol=RTOL, atol=1e-15 * largest)
 
 
+def test_where_the_energy_analysis_rests():
+    x0, far = (jnp.array(case["x0"]) for case in REFERENCE["energy_analysis"])
+    layer = hl.ExpLayer(5)
+    ends = [
+        hl.solve(layer, x0, 20.0).ys[-1],
+        hl.solve(layer, far, 20.0).ys[-1],
+        hl.solve(layer, far, 20.0, flow="activation").ys[-1],
+    ]
+    np.testing.assert_allclose(jax.vmap(layer.energy)(jnp.stack(ends)), [-5, -2, -5], atol=1e-6)
+
+
 @pytest.mark.parametrize("case", REFERENCE["energy_analysis"], ids=["x0", "100 x0"])
 def test_energy_analysis(case):
     layer = hl.ExpLayer(len(case["x0"]), beta=case["beta"])

@@ -268,19 +268,37 @@ def test_bad_input():
         hl.solve(layer, jnp.ones((2, 4)), 1.0)
     with pytest.raises(TypeError, match="real numbers, got complex128"):
         hl.solve(layer, x0 + 1j, 1.0)
-    with pytest.raises(ValueError, match=r"\(4,\) don't broadcast to the state's \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(4,\), .* broadcast to \(3,\)"):
         hl.solve(layer, x0, 1.0, inputs=jnp.ones(4))
-    with pytest.raises(ValueError, match=r"\(2, 3\) don't broadcast to the state's \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), .* broadcast to \(3,\)"):
         hl.solve(layer, jnp.ones((2, 3)), 1.0, inputs=lambda t: jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="state's structure"):
         hl.solve(layer, x0, 1.0, inputs={"a": x0})
+    with pytest.raises(ValueError, match=r"numbers, got shapes \(\) and \(2,\)"):
+        hl.solve(layer, x0, jnp.ones(2))
+    with pytest.raises(TypeError, match="Expected an AbstractEnergyModel"):
+        hl.solve(hl.LTanh(), x0, 1.0)
     with pytest.raises(ValueError, match="dt0"):
         hl.solve(layer, x0, 1.0, stepsize_controller=diffrax.ConstantStepSize())
     with pytest.raises(eqx.EquinoxRuntimeError, match="max_steps"):
         hl.solve(layer, x0, 1e3, max_steps=3)
     assert hl.solve(layer, x0, 1e3, max_steps=3, throw=False).result != diffrax.RESULTS.successful
-    with pytest.raises(eqx.EquinoxRuntimeError, match=r"inputs are NaN.*float64"):
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"inputs or the model's parameters are NaN"):
         hl.solve(layer, x0, 1.0, inputs=jnp.full(3, jnp.nan))
+
+
+def test_values_out_of_range():
+    # Where they don't overflow they are right, and where they do there is an error.
+    x0 = jnp.array([1e30, 1.0], jnp.float32)
+    solution = hl.solve(hl.IdentityLayer(2), x0, 1.0, flow="activation")
+    np.testing.assert_allclose(solution.ys[-1], jnp.exp(-1) * x0, rtol=1e-4)
+    euler = {"solver": diffrax.Euler(), "stepsize_controller": diffrax.ConstantStepSize()}
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"left the range of float32.*float64"):
+        hl.solve(hl.ExpLayer(1), jnp.array([200.0], jnp.float32), 1.0, dt0=0.1, **euler)
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"left the range of float32.*float64"):
+        hl.solve(hl.ExpLayer(1), jnp.array([3e38], jnp.float32), 1.0)
+    x = jnp.array([6e4, 5e3], jnp.float16)
+    np.testing.assert_array_equal(hl.EnergyFlow(hl.IdentityLayer(2), "activation")(0.0, x), -x)
 
 
 def test_bad_input_known_to_jit_alone():

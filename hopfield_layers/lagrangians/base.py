@@ -19,9 +19,6 @@ from .._arrays import as_float, check_range, widened
 # What parameters must be greater than when they are given; any other need only be finite.
 _LEAST = {"n": 1.0, "p": 1.0, "alpha": 1.0, "scale": 0.0, "gamma": 0.0, "min_beta": 0.0}
 
-# Training may drive a parameter that must be positive to zero or below. It then acts as this.
-SMALLEST = 1e-12
-
 
 class AbstractLagrangian(eqx.Module):
     """A convex scalar function L(x) of a state x of any shape.

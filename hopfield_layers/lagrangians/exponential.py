@@ -71,15 +71,15 @@ class LRexp(AbstractElementwise):
 
     def _value(self, z):
         beta = cast(self.beta, z, self.min_beta)
-        z = jnp.where(z > 0, z, 0)
+        z = jnp.where(z <= 0, 0, z)
         return scaled_exp(1 / beta, beta * z) - z
 
     def _activation(self, z):
-        return jnp.expm1(cast(self.beta, z, self.min_beta) * jnp.where(z > 0, z, 0))
+        return jnp.expm1(cast(self.beta, z, self.min_beta) * jnp.where(z <= 0, 0, z))
 
     def _energy(self, z):
         beta = cast(self.beta, z, self.min_beta)
-        z = jnp.where(z > 0, z, 0)
+        z = jnp.where(z <= 0, 0, z)
         return scaled_exp(z - 1 / beta, beta * z)
 
 

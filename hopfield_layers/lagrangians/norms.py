@@ -12,8 +12,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._arrays import as_float
-from .base import AbstractRowwise, cast, SMALLEST
+from .._arrays import as_float, SMALLEST, spread
+from .base import AbstractRowwise, cast
 
 
 def _largest(z: Array, axis: int | None, least: ArrayLike = 0.0) -> Array:
@@ -21,7 +21,7 @@ def _largest(z: Array, axis: int | None, least: ArrayLike = 0.0) -> Array:
 
     A power of 2, so that scaling by it is exact.
     """
-    largest = jnp.max(jnp.abs(lax.stop_gradient(z)), axis, keepdims=True)
+    largest = jnp.max(jnp.abs(lax.stop_gradient(z)), axis, keepdims=True, initial=0)
     largest = jnp.maximum(largest, least)
     # XLA divides by way of the reciprocal, which must not vanish.
     info = jnp.finfo(z.dtype)
@@ -96,13 +96,7 @@ class _AbstractNorm(AbstractRowwise):
         return -size * root * cast(self.gamma, z, SMALLEST) * ratio
 
     def _shift(self, z: Array) -> Array:
-        try:
-            return jnp.broadcast_to(self.delta.astype(z.dtype), z.shape)
-        except ValueError as error:
-            raise ValueError(
-                f"{type(self).__name__}: delta has shape {self.delta.shape}, which does not "
-                f"broadcast to the state's {z.shape}."
-            ) from error
+        return spread(f"{type(self).__name__}: delta", self.delta.astype(z.dtype), z.shape)
 
 
 class LLayerNorm(_AbstractNorm):
@@ -118,7 +112,7 @@ class LLayerNorm(_AbstractNorm):
     - `axis`: the axis to normalise over.
     - `eps`: ε ≥ 0, in units of x².
 
-    **Raises:** `ValueError` if γ ≤ 0. Driven there by training, it acts as 1e-12.
+    **Raises:** `ValueError` if γ ≤ 0. Driven there by training, it acts as 1e-30.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Hoover et al., "Energy transformer",
     arXiv:2302.07253.
@@ -145,7 +139,7 @@ class LLayerNorm(_AbstractNorm):
         v = k * z
         # Shifted first, so that a large offset costs no digits and equal units give 0; the second
         # mean is the rounding error of the first, which many small v next to a large one feel.
-        v = v - lax.stop_gradient(jnp.max(v, self.axis, keepdims=True))
+        v = v - lax.stop_gradient(jnp.max(v, self.axis, keepdims=True, initial=-jnp.inf))
         v = v - jnp.sum(v, self.axis, keepdims=True) / size
         return v - jnp.sum(v, self.axis, keepdims=True) / size, k, size
 
@@ -162,7 +156,7 @@ class LSphericalNorm(_AbstractNorm):
     - `axis`: the axis to normalise over.
     - `eps`: ε ≥ 0, in units of x².
 
-    **Raises:** `ValueError` if γ ≤ 0. Driven there by training, it acts as 1e-12.
+    **Raises:** `ValueError` if γ ≤ 0. Driven there by training, it acts as 1e-30.
 
     Source: Krotov & Hopfield, arXiv:2008.06996.
 

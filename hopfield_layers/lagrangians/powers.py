@@ -67,14 +67,14 @@ class LRepu(AbstractElementwise):
 
     def _value(self, z):
         n = cast(self.n, z, _SMALLEST_EXPONENT)
-        return _scaled_power(1 / n, jnp.where(z > 0, z, 0), n)
+        return _scaled_power(1 / n, jnp.where(z <= 0, 0, z), n)
 
     def _activation(self, z):
-        return power(jnp.where(z > 0, z, 0), cast(self.n, z, _SMALLEST_EXPONENT) - 1)
+        return power(jnp.where(z <= 0, 0, z), cast(self.n, z, _SMALLEST_EXPONENT) - 1)
 
     def _energy(self, z):
         n = cast(self.n, z, _SMALLEST_EXPONENT)
-        return _scaled_power((n - 1) / n, jnp.where(z > 0, z, 0), n)
+        return _scaled_power((n - 1) / n, jnp.where(z <= 0, 0, z), n)
 
 
 class LRelu(AbstractElementwise):
@@ -92,11 +92,11 @@ class LRelu(AbstractElementwise):
     """
 
     def _value(self, z):
-        z = jnp.where(z > 0, z, 0)
+        z = jnp.where(z <= 0, 0, z)
         return z / 2 * z
 
     def _activation(self, z):
-        return jnp.where(z > 0, z, 0)
+        return jnp.where(z <= 0, 0, z)
 
     def _energy(self, z):
         return self._value(z)

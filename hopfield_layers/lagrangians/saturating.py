@@ -4,8 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._arrays import as_float
-from .base import AbstractElementwise, cast, SMALLEST
+from .._arrays import as_float, SMALLEST
+from .base import AbstractElementwise, cast
 from .special import (
     floored_exponent,
     log1p_ratio,
@@ -63,7 +63,7 @@ class LSigmoid(AbstractElementwise):
     - `scale`: the largest activation s.
     - `min_beta`: β below this acts as this.
 
-    **Raises:** `ValueError` if s ≤ 0. Driven there by training, it acts as 1e-12.
+    **Raises:** `ValueError` if s ≤ 0. Driven there by training, it acts as 1e-30.
 
     ```python
     >>> import hopfield_layers as hl

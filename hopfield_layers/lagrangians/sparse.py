@@ -7,7 +7,9 @@ import operator
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array
 
 from .._arrays import as_float
@@ -16,8 +18,9 @@ from .simplex import centred, first_largest
 from .special import scaled_exp
 
 
-# α that must stay above 1 acts as this where training drives it below.
+# What α acts as where training drives it out of its domain.
 _SMALLEST_ALPHA = 1 + 1e-6
+_LARGEST_ALPHA = 4.0
 
 
 def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array, Array]:
@@ -142,9 +145,9 @@ class _AbstractEntmax(AbstractRowwise):
 
     def _energy(self, z):
         # All its terms have one sign.
-        beta, _, _, others, log, cost = self._others(z)
+        beta, m, _, others, log, cost = self._others(z)
         terms = jnp.where(others, scaled_exp(-cost / beta, log), 0)
-        return jnp.sum(terms, self.axis, keepdims=True)
+        return jnp.where(jnp.isnan(m), m, jnp.sum(terms, self.axis, keepdims=True))
 
 
 class LSparsemax(_AbstractEntmax):
@@ -195,12 +198,13 @@ class LEntmax(_AbstractEntmax):
     **Arguments:**
 
     - `beta`: the inverse temperature β, in units of 1/x.
-    - `alpha`: the entropic index α > 1.
+    - `alpha`: the entropic index, 1 < α ≤ 4. Above, g jumps at the edge of its support by more
+        than rounding lets one resolve.
     - `axis`: the axis along which the activations sum to 1.
     - `min_beta`: β below this acts as this.
 
-    **Raises:** `ValueError` if α ≤ 1, and for a row without units. Driven there by training, α acts
-    as 1 + 1e-6.
+    **Raises:** `ValueError` if α ≤ 1 or α > 4, and for a row without units. Driven there by
+    training, α acts as 1 + 1e-6 or 4.
 
     Source: Peters, Niculae & Martins, "Sparse sequence-to-sequence models" (ACL 2019),
     arXiv:1905.05702.
@@ -219,5 +223,9 @@ class LEntmax(_AbstractEntmax):
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
 
+    def __check_init__(self):
+        if not isinstance(self.alpha, Tracer) and np.any(np.asarray(self.alpha) > _LARGEST_ALPHA):
+            raise ValueError(f"LEntmax: alpha must be at most {_LARGEST_ALPHA}, got {self.alpha}.")
+
     def _alpha(self, z):
-        return cast(self.alpha, z, _SMALLEST_ALPHA)
+        return jnp.minimum(cast(self.alpha, z, _SMALLEST_ALPHA), _LARGEST_ALPHA)

@@ -32,9 +32,9 @@ def power(base: Array, exponent: Array) -> Array:
 
     There it is 1 for exponent 1 and 0 otherwise, also below 1 where the true one is infinite.
     """
-    safe = jnp.where(base > 0, base, 1)
+    zero = base == 0
     at_zero = jnp.where(exponent == 1, base, 0)
-    return jnp.where(base > 0, jnp.power(safe, exponent), at_zero)
+    return jnp.where(zero, at_zero, jnp.power(jnp.where(zero, 1, base), exponent))
 
 
 def log1p_ratio(q: Array) -> Array:
