@@ -95,6 +95,14 @@ def test_state_flow_against_scipy(name):
     np.testing.assert_allclose(solution.ys[-1], expected, atol=tolerance)
 
 
+def test_inputs_are_those_of_the_time():
+    # x = ln t solves dx/dt = 1/t; at t = 0 the input is infinite.
+    inputs = lambda t: jnp.array([1 / t]) + jnp.log(t)
+    layer = hl.IdentityLayer(1)
+    solution = hl.solve(layer, jnp.zeros(1), 2.0, t0=1.0, inputs=inputs, stepsize_controller=TIGHT)
+    np.testing.assert_allclose(solution.ys[-1], jnp.log(2.0), atol=1e-9)
+
+
 def test_stiff_plateau_against_scipy():
     # The exponential layer rests for t ≈ 4000 and then falls at once.
     x0 = np.array([-6.4, 0.7, -2.5, -8.3, 1.4])
