@@ -15,7 +15,16 @@ Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and
 (ICLR 2021), arXiv:2008.06996.
 """
 
-from .dynamics import EnergyFlow, solve
+from .dynamics import (
+    energy_descent,
+    EnergyFlow,
+    ETD2RK,
+    ETD4RK,
+    newton_krylov,
+    relax,
+    Relaxation,
+    solve,
+)
 from .lagrangians import (
     AbstractLagrangian,
     as_lagrangian,
@@ -59,6 +68,8 @@ from .model import AbstractEnergyModel
 
 
 __all__ = [
+    "ETD2RK",
+    "ETD4RK",
     "AbstractEnergyModel",
     "AbstractLagrangian",
     "CoshLayer",
@@ -86,6 +97,7 @@ __all__ = [
     "LayerNormLayer",
     "MakeLayer",
     "PowerLayer",
+    "Relaxation",
     "ReluLayer",
     "RepuLayer",
     "RexpLayer",
@@ -95,6 +107,9 @@ __all__ = [
     "SphericalNormLayer",
     "TanhLayer",
     "as_lagrangian",
+    "energy_descent",
     "make_layer",
+    "newton_krylov",
+    "relax",
     "solve",
 ]

@@ -1,5 +1,6 @@
 import hypothesis
 import jax
+import pytest
 
 
 jax.config.update("jax_enable_x64", True)
@@ -7,3 +8,17 @@ jax.config.update("jax_enable_x64", True)
 # Compiling falls into the first example, so no deadlines; the same examples in every run.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture
+def compilations():
+    """The compilations so far."""
+    count = []
+
+    def listen(event, duration_secs, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            count.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)

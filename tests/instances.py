@@ -1,5 +1,6 @@
 """One of everything, for the laws to run over."""
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 
@@ -45,4 +46,80 @@ LAYERS = {
         bias=None if i % 2 else 0.3 * jr.normal(jr.key(i), SHAPE),
     )
     for i, (name, lagrangian) in enumerate(LAGRANGIANS.items())
+}
+
+
+class Network(hl.AbstractEnergyModel):
+    """Two layers joined by −g₁·W·g₂, as a user might write it."""
+
+    layers: dict
+    W: jax.Array
+
+    @property
+    def tau(self):
+        return {name: layer.tau for name, layer in self.layers.items()}
+
+    def energy(self, x):
+        g = self.activations(x)
+        own = sum(layer.energy(x[name]) for name, layer in self.layers.items())
+        return own - jnp.einsum("...i,ij,...j->...", g["a"], self.W, g["b"])
+
+    def activations(self, x):
+        return {name: layer.g(x[name]) for name, layer in self.layers.items()}
+
+    def dEdg(self, x):
+        g, z = self.activations(x), {n: layer.dEdg(x[n]) for n, layer in self.layers.items()}
+        return {"a": z["a"] - g["b"] @ self.W.T, "b": z["b"] - g["a"] @ self.W}
+
+
+def network(a, b, scale=1.0):
+    """A `Network` of these layers, with W from N(0, scale²)."""
+    return Network({"a": a, "b": b}, scale * jr.normal(jr.key(0), a.shape + b.shape))
+
+
+class Memory(hl.AbstractEnergyModel):
+    """A modern Hopfield memory: identity units with −lse(β X g)/β."""
+
+    patterns: jax.Array
+    beta: jax.Array
+    tau: jax.Array
+
+    def energy(self, x):
+        scores = self.beta * x @ self.patterns.T
+        return jnp.sum(x**2, axis=-1) / 2 - jax.nn.logsumexp(scores, axis=-1) / self.beta
+
+    def activations(self, x):
+        return x
+
+    def dEdg(self, x):
+        return x - jax.nn.softmax(self.beta * x @ self.patterns.T) @ self.patterns
+
+
+class Springs(hl.AbstractEnergyModel):
+    """E = Σ k (x − c)²/2 − 5. For k > 2 the point that the leak heads for is further off than x."""
+
+    stiffness: jax.Array
+    centre: jax.Array
+    tau: jax.Array
+
+    def energy(self, x):
+        return jnp.sum(self.stiffness * (x - self.centre) ** 2, axis=-1) / 2 - 5
+
+    def activations(self, x):
+        return x
+
+    def dEdg(self, x):
+        return self.stiffness * (x - self.centre)
+
+
+BIAS = jnp.array([0.1, -0.2, 0.3, 0.0, 0.2])
+NETWORKS = {
+    "tanh and softmax": network(
+        hl.TanhLayer(5, beta=1.3, tau=1.0, bias=BIAS), hl.SoftmaxLayer(4, beta=2.0, tau=0.1)
+    ),
+    "identity and ReLU": network(
+        hl.IdentityLayer(5, tau=2.0), hl.ReluLayer(4, tau=0.5, bias=BIAS[:4]), 0.3
+    ),
+    "memory": Memory(jr.normal(jr.key(1), (7, 5)), jnp.array(3.0), jnp.array(0.7)),
+    "springs": Springs(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 0.0, -2.0]), jnp.array(0.5)),
 }

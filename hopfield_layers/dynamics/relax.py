@@ -1,0 +1,224 @@
+"""Relaxation to a fixed point."""
+
+import operator
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from .descent import descend_on, energy_descent
+from .exponential import ETD2RK
+from .flow import EnergyFlow, times
+from .implicit import Krylov, newton_krylov, with_tolerances_of
+from .samples import as_arrays, per_sample, prepared
+from .settling import AtRest, Settling
+
+
+class Relaxation(eqx.Module):
+    """What [`hopfield_layers.relax`][] returns; one of each per sample.
+
+    **Attributes:**
+
+    - `x`: the state it came to, of the structure and shapes of x0.
+    - `energy`: E − Σ I·g there.
+    - `residual`: the largest |τ dx/dt| of all units there, in the units of x.
+    - `converged`: whether |τ dx/dt| is within the tolerance in every unit.
+    - `time`: the time t that the flow took, in the units of τ.
+    - `num_steps`: the steps it took, rejected ones included.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> rest = hl.relax(hl.TanhLayer(3), jnp.ones((5, 3)))
+    >>> print(rest.x.shape, rest.energy.shape, bool(rest.residual.max() < 1e-4))
+    (5, 3) (5,) True
+
+    ```
+    """
+
+    x: PyTree
+    energy: Array
+    residual: Array
+    converged: Array
+    time: Array
+    num_steps: Array
+
+
+def relax(
+    model: Any,
+    x0: PyTree,
+    *,
+    flow: str = "activation",
+    clamp: PyTree = None,
+    inputs: PyTree = None,
+    tol: ArrayLike | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: ArrayLike | None = None,
+    max_steps: int = 4096,
+    throw: bool = True,
+) -> Relaxation:
+    """Follows τ dx/dt = −∂E/∂g, or −∂E/∂x, from x0 to rest: |τ dx/dt| < tol in every unit.
+
+    Each unit is measured by itself and in units of τ dx/dt, whatever the steps' own tolerances, so
+    that frozen units, large ones and slow layers hide nothing. By default the steps are as long as
+    they may be while the energy falls; where −E_s is convex in g, as for a modern Hopfield memory,
+    the first may be its update already.
+
+    The derivative of the result, forward or reverse, with respect to parameters, inputs and clamped
+    values is that of the fixed point, by the implicit function theorem: dx* solves
+    (I + S H) dx* = −∂u/∂θ dθ, with S = ∂²E_s/∂g² and H = ∂²L/∂x², by GMRES, without matrices and
+    without the steps. For `flow="activation"` that is exact, and 0 with respect to free units of
+    x0. For `flow="state"` the derivatives of g* and of the energy are exact; x* itself also keeps
+    what H can't move of x0 (the mean of a softmax's row, a dead ReLU), which its derivative
+    ignores.
+
+    **Arguments:**
+
+    - `model`, `x0`, `flow`, `clamp`: as for [`hopfield_layers.solve`][]. Clamped units don't count
+        as moving.
+    - `inputs`: the external input I, a tree of arrays that broadcast to x0.
+    - `tol`: the bound on |τ dx/dt|, in the units of x, greater than 0. By default
+        ε^(2/3)·(1 + |x|) for each unit: 4e-11 in float64, 2e-5 in float32, ε being
+        the dtype's.
+    - `solver`: any diffrax solver for ODEs. By default [`hopfield_layers.ETD2RK`][] for the
+        activation flow, and for the state flow `diffrax.ImplicitEuler` with
+        [`hopfield_layers.newton_krylov`][].
+    - `stepsize_controller`: any diffrax controller. By default `diffrax.PIDController(rtol=1e-2,
+        atol=1e-2)` under [`hopfield_layers.energy_descent`][]; constant steps under the latter for
+        a solver without an error estimate.
+    - `dt0`: the first step, in the units of t. By default 100 times the largest τ, or for constant
+        steps the smallest.
+    - `max_steps`: the most steps to take.
+    - `throw`: whether a sample that didn't arrive is an error.
+
+    **Returns:**
+
+    A [`hopfield_layers.Relaxation`][], whose arrays begin with the batch axes of x0. Each sample
+    has its own steps and its own end.
+
+    **Raises:** `ValueError` for tol ≤ 0, for inputs that depend on t, and as
+    [`hopfield_layers.solve`][] for x0, masks and inputs. With `throw=True`, `RuntimeError` for
+    running out of steps. Where an outer jit hides the values an `equinox.EquinoxRuntimeError`.
+
+    Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
+    arXiv:1909.01377, for the derivative.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> layer = hl.TanhLayer(3, bias=jnp.array([1.0, 2.0, 3.0]))
+    >>> rest = hl.relax(layer, jnp.zeros((5, 3)))
+    >>> print(rest.x[0], rest.converged)
+    [1. 2. 3.] [ True  True  True  True  True]
+    >>> print(jax.grad(lambda I: hl.relax(layer, jnp.zeros(3), inputs=I).x.sum())(jnp.ones(3)))
+    [1. 1. 1.]
+
+    ```
+    """
+    if callable(inputs):
+        raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
+    field, x0 = prepared(model, x0, flow, clamp, inputs)
+    dtype = jnp.result_type(*jax.tree.leaves(x0))
+    if solver is None:
+        implicit = diffrax.ImplicitEuler(root_finder=newton_krylov())
+        solver = ETD2RK() if flow == "activation" else implicit
+    if stepsize_controller is None:
+        adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
+        loose = diffrax.PIDController(rtol=1e-2, atol=1e-2)
+        loose = loose if adaptive else diffrax.ConstantStepSize()
+        stepsize_controller = energy_descent(loose, field)
+    solver = with_tolerances_of(stepsize_controller, solver)
+    max_steps = operator.index(max_steps)
+    if max_steps < 1:
+        raise ValueError(f"Expected max_steps of 1 at least, got {max_steps}.")
+    options = as_arrays((solver, stepsize_controller, dt0, _positive(tol)), dtype)
+    rest = _relax(field, x0, options, max_steps)
+    return _arrived(rest, field, max_steps) if throw else rest
+
+
+def _positive(tol: Any) -> Any:
+    """`tol`, or an error unless it is one number greater than 0."""
+    if tol is None:
+        return None
+    if jnp.shape(tol) != ():
+        raise ValueError(f"Expected tol to be one number, got shape {jnp.shape(tol)}.")
+    if isinstance(tol, Tracer):
+        return eqx.error_if(tol, ~(tol > 0), "Expected tol > 0.")
+    if not tol > 0:
+        raise ValueError(f"Expected tol > 0, got {tol}.")
+    return tol
+
+
+@eqx.filter_jit
+def _relax(flow: EnergyFlow, x0: PyTree, options: Any, max_steps: int) -> Relaxation:
+    solver, controller, dt0, tol = options
+    dtype = jnp.result_type(*jax.tree.leaves(x0))
+    precision = float(jnp.finfo(dtype).eps) ** (2 / 3)
+    rtol, atol = (precision, precision) if tol is None else (0.0, jnp.asarray(tol, dtype))
+    taus = [tau.ravel() for tau in jax.tree.leaves(times(flow.model, x0)) if tau.size]
+    taus = jnp.concatenate([*taus, jnp.ones(not taus, dtype)])
+    # Units slower than this don't move any more, in the dtype's precision.
+    longest = jnp.max(taus) / jnp.finfo(dtype).eps
+    if dt0 is None:
+        adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
+        dt0 = 100 * jnp.max(taus) if adaptive else jnp.min(taus)
+    dt0 = jnp.asarray(dt0, dtype)
+    adjoint = optx.ImplicitAdjoint(linear_solver=Krylov(precision, restart=50, cycles=100))
+
+    def sample(field, x0):
+        # What decides about steps is not differentiated.
+        settling = Settling(
+            flow=field,
+            solver=solver,
+            controller=descend_on(controller, field),
+            dt0=dt0,
+            longest=longest,
+            rtol=rtol,
+            atol=atol,
+        )
+        found = optx.root_find(
+            AtRest(field), settling, x0, x0, max_steps=max_steps, adjoint=adjoint, throw=False
+        )
+        state, energy = found.state, field.energy(jnp.zeros(()), found.value)
+        steps = found.stats["num_steps"]
+        return Relaxation(found.value, energy, state.residual, state.at_rest, state.time, steps)
+
+    return per_sample(sample, flow, x0)
+
+
+def _arrived(rest: Relaxation, field: EnergyFlow, max_steps: int) -> Relaxation:
+    """`rest`, or an error if some sample isn't."""
+    if isinstance(rest.converged, Tracer):
+        return eqx.error_if(rest, jnp.any(~rest.converged), _STRAY.format(where=""))
+    stray = ~rest.converged
+    if not bool(jnp.any(stray)):
+        return rest
+    rate = field(0.0, rest.x)
+    speed = jax.tree.map(lambda tau, rate: jnp.abs(tau * rate), times(field.model, rest.x), rate)
+    path, worst = max(
+        jax.tree_util.tree_leaves_with_path(speed), key=lambda item: jnp.max(item[1], initial=0.0)
+    )
+    index = jnp.unravel_index(jnp.argmax(worst), worst.shape)
+    unit = f"x{jax.tree_util.keystr(path)}[{', '.join(str(int(i)) for i in index)}]"
+    where = (
+        f" {int(jnp.sum(stray))} of {stray.size} samples; the slowest unit is {unit} with "
+        f"|τ dx/dt| = {float(jnp.max(worst)):.3g} after {max_steps} steps and t = "
+        f"{float(jnp.max(rest.time)):.3g}."
+    )
+    raise RuntimeError(_STRAY.format(where=where))
+
+
+_STRAY = (
+    "relax ran out of steps before every unit came to rest.{where} Allow more max_steps or a "
+    "larger tol; solve in float64; for stiff models try "
+    "solver=diffrax.Kvaerno3(root_finder=hopfield_layers.newton_krylov()). With throw=False it "
+    "returns what it reached."
+)

@@ -1,0 +1,123 @@
+"""A root finder that follows a flow."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, PyTree
+
+from .flow import EnergyFlow, times
+from .samples import Guarded
+
+
+class AtRest(eqx.Module):
+    """What vanishes at a fixed point: −u, and at the clamped units x₀ − x."""
+
+    flow: EnergyFlow
+
+    def __call__(self, x, x0):
+        u = self.flow.drive(jnp.zeros(()), x)
+        if self.flow.clamp is None:
+            return jax.tree.map(jnp.negative, u)
+        missing = lambda held, x, x0, u: jnp.where(held, x0 - x, -u)
+        return jax.tree.map(missing, self.flow.clamp, x, x0, u)
+
+
+class SettlingState(eqx.Module):
+    """Of [`Settling`][]: that of the tools, the next step, and how far it got."""
+
+    solver: PyTree
+    controller: PyTree
+    dt: Array
+    time: Array
+    residual: Array
+    at_rest: Array
+
+
+class Settling(optx.AbstractRootFinder):
+    """Follows a flow, step by step, until |τ dx/dt| < atol + rtol |x| in every unit.
+
+    As the flow doesn't change with t, every step begins at t = 0: steps of very different sizes
+    then don't vanish in the rounding of t.
+    """
+
+    flow: EnergyFlow
+    solver: Any
+    controller: Any
+    dt0: Array
+    longest: Array
+    rtol: Any
+    atol: Any
+    norm: Any = optx.max_norm
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        """The tools' own beginnings."""
+        del fn, args, options, f_struct, aux_struct, tags
+        start = jnp.zeros_like(self.dt0)
+        end, controller = self.controller.init(
+            self._term(),
+            start,
+            jnp.full_like(start, jnp.inf),
+            y,
+            self.dt0,
+            None,
+            self.solver.func,
+            self.solver.error_order(self._term()),
+        )
+        solver = self.solver.init(self._term(), start, end, y, None)
+        state = SettlingState(solver, controller, end, start, *self._measured(y))
+        return jax.tree.map(jnp.asarray, state)
+
+    def step(self, fn, y, args, options, state, tags):
+        """One step of the solver, kept or rejected by the controller."""
+        del fn, args, options, tags
+        start = jnp.zeros_like(state.dt)
+        y1, error, _, solver, _ = self.solver.step(
+            self._term(), start, state.dt, y, None, state.solver, False
+        )
+        error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        keep, next_start, next_end, _, controller, _ = self.controller.adapt_step_size(
+            start,
+            state.dt,
+            y,
+            y1,
+            None,
+            error,
+            self.solver.error_order(self._term()),
+            state.controller,
+        )
+        finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(y1)]
+        keep = keep & jnp.all(jnp.array(finite))
+        dt = jnp.minimum(next_end - next_start, self.longest)
+        kept = SettlingState(solver, controller, dt, state.time + state.dt, *self._measured(y1))
+        rejected = eqx.tree_at(lambda s: (s.controller, s.dt), state, (controller, dt))
+        choose = lambda a, b: jnp.where(keep, a, b)
+        return *jax.tree.map(choose, (y1, kept), (y, rejected)), None
+
+    def terminate(self, fn, y, args, options, state, tags):
+        """Whether every unit is at rest."""
+        del fn, y, args, options, tags
+        return state.at_rest, optx.RESULTS.successful
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        """Nothing."""
+        del fn, args, options, state, tags, result
+        return y, aux, {}
+
+    def _term(self):
+        return diffrax.ODETerm(Guarded(self.flow))
+
+    def _measured(self, x):
+        """The largest |τ dx/dt|, and whether that of every unit is small enough."""
+        rate = Guarded(self.flow)(jnp.zeros(()), x, None)
+        speed = jax.tree.map(
+            lambda tau, rate: jnp.nan_to_num(jnp.abs(tau * rate), nan=jnp.inf, posinf=jnp.inf),
+            times(self.flow.model, x),
+            rate,
+        )
+        largest = [jnp.max(s, initial=0.0) for s in jax.tree.leaves(speed)]
+        small = jax.tree.map(lambda s, x: jnp.all(s < self.atol + self.rtol * abs(x)), speed, x)
+        return jnp.max(jnp.array(largest)), jnp.all(jnp.array(jax.tree.leaves(small)))

@@ -1,0 +1,181 @@
+"""Under `energy_descent` the energy never rises."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import hopfield_layers as hl
+
+from .instances import LAYERS, NETWORKS
+
+
+MODELS = LAYERS | NETWORKS
+LOOSE = diffrax.PIDController(rtol=1e-1, atol=1e-1)
+# Euler's steps are a hundred times too long: of 200 τ, where 2 τ is the bound of stability.
+CONSTANT = diffrax.ConstantStepSize()
+CASES = {
+    "Euler": (diffrax.Euler(), CONSTANT),
+    "Heun": (diffrax.Heun(), LOOSE),
+    "Tsit5": (diffrax.Tsit5(), LOOSE),
+    "ETD2RK": (hl.ETD2RK(), LOOSE),
+}
+
+
+def start(model):
+    """A state of the model, some units far out."""
+    shapes = {"memory": (5,), "springs": (3,)}
+    for name, network in NETWORKS.items():
+        if model is network and name in shapes:
+            return 3 * jr.normal(jr.key(4), shapes[name])
+        if model is network:
+            return {"a": 3 * jr.normal(jr.key(4), (5,)), "b": jr.normal(jr.key(5), (4,))}
+    return 3 * jr.normal(jr.key(4), model.shape)
+
+
+def rises(model, solution, inputs=0.0):
+    """By how much E − I·g rises on each accepted step, beyond 16 times its terms' rounding."""
+    taken = np.isfinite(solution.ts)
+    ys = jax.tree.map(lambda y: y[taken], solution.ys)
+    leaves = jax.tree.leaves((ys, model.activations(ys)))
+    rows = [np.reshape(leaf, (len(leaf), -1)) for leaf in leaves]
+    x, g = (
+        np.concatenate(half, axis=1) for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])
+    )
+    energy = np.asarray(model.energy(ys)) - np.sum(inputs * g, axis=-1)
+    assert len(energy) > 1
+    size = np.abs(energy) + np.sum(np.abs(x * g), axis=-1)
+    return np.diff(energy) - 16 * np.finfo(energy.dtype).eps * (size[1:] + size[:-1])
+
+
+# H of the entmax family takes long to compile; sparsemax stands for it in the state flow.
+ALL = [
+    (name, case)
+    for name in MODELS
+    for case in CASES
+    if case == "ETD2RK" or not name.startswith("entmax")
+]
+
+
+@pytest.mark.parametrize(("name", "case"), ALL)
+def test_energy_never_rises(name, case):
+    model, (solver, controller) = MODELS[name], CASES[case]
+    largest = max(float(jnp.max(tau)) for tau in jax.tree.leaves(model.tau))
+    solution = hl.solve(
+        model,
+        start(model),
+        600.0 * largest,
+        dt0=200.0 * largest,
+        flow="activation" if case == "ETD2RK" else "state",
+        solver=solver,
+        stepsize_controller=hl.energy_descent(controller, model),
+        saveat=diffrax.SaveAt(t0=True, steps=True),
+        max_steps=256,
+        throw=False,
+    )
+    assert np.max(rises(model, solution)) <= 0
+
+
+def test_without_it_these_steps_lead_uphill():
+    keywords = {"dt0": 4.0, "solver": diffrax.Euler(), "stepsize_controller": CONSTANT}
+    saveat = diffrax.SaveAt(t0=True, steps=True)
+    layer = hl.TanhLayer(3)
+    x0 = jnp.array([1.0, 2.0, 3.0])
+    solution = hl.solve(layer, x0, 40.0, flow="activation", saveat=saveat, **keywords)
+    assert np.max(rises(layer, solution)) > 0.01
+
+
+def test_inputs_and_clamped_units():
+    layer, inputs = hl.TanhLayer(3), jnp.array([2.0, -1.0, 0.5])
+    x0 = jnp.array([[1.0, 2.0, 3.0], [-2.0, 0.0, 1.0]])
+    keywords = {
+        "flow": "activation",
+        "clamp": jnp.array([True, False, False]),
+        "inputs": inputs,
+        "solver": diffrax.Euler(),
+        "stepsize_controller": hl.energy_descent(CONSTANT, layer),
+        "saveat": diffrax.SaveAt(t0=True, steps=True),
+    }
+    solution = hl.solve(layer, x0, 60.0, dt0=5.0, **keywords)
+    for i in range(2):
+        one = eqx.tree_at(lambda s: (s.ts, s.ys), solution, (solution.ts[i], solution.ys[i]))
+        assert np.max(rises(layer, one, inputs)) <= 0
+    np.testing.assert_array_equal(solution.ys[:, 0, 0], x0[:, 0])
+    taken = jnp.sum(jnp.isfinite(solution.ts), axis=1) - 1
+    np.testing.assert_allclose(solution.ys[0, taken[0], 1:], inputs[1:], atol=1e-3)
+
+
+def test_in_a_plain_diffeqsolve():
+    layer, inputs = hl.SoftmaxLayer((2, 3), tau=0.5), jnp.ones((2, 3))
+    flow = hl.EnergyFlow(layer, "activation", inputs=inputs)
+    x0 = jr.normal(jr.key(0), (4, 2, 3))
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(flow),
+        diffrax.Euler(),
+        0.0,
+        20.0,
+        5.0,
+        x0,
+        stepsize_controller=hl.energy_descent(CONSTANT, flow),
+        saveat=diffrax.SaveAt(steps=True),
+    )
+    taken = jnp.isfinite(solution.ts)
+    energy = flow.energy(0.0, solution.ys[taken])
+    assert jnp.all(jnp.diff(energy, axis=0) <= 1e-14)
+    assert energy.shape[0] > 10
+
+
+def test_constant_steps_meet_their_grid_again():
+    # On the grid where they may, with shorter ones between where they must.
+    model = hl.IdentityLayer(1)
+    ts = jnp.array([0.0, 0.5, 1.0, 6.0, 6.5])
+    for controller, dt0, grid in (
+        (diffrax.StepTo(ts), None, ts),
+        (CONSTANT, 5.0, jnp.array([0.0, 5.0, 10.0])),
+    ):
+        solution = hl.solve(
+            model,
+            jnp.ones(1),
+            grid[-1],
+            dt0=dt0,
+            solver=diffrax.Euler(),
+            stepsize_controller=hl.energy_descent(controller, model),
+            saveat=diffrax.SaveAt(t0=True, steps=True),
+        )
+        taken = solution.ts[jnp.isfinite(solution.ts)]
+        assert taken.size > grid.size
+        assert np.all(np.isin(grid, taken))
+
+
+def test_at_the_rounding_floor_nothing_is_rejected_for_ever():
+    # At rest, where E(x₁) − E(x₀) is noise, in about as many steps as without it.
+    model = NETWORKS["memory"]
+    rest = hl.relax(model, start(model)).x
+    plain = diffrax.PIDController(rtol=1e-6, atol=1e-6)
+    for flow in ("state", "activation"):
+        run = lambda controller, flow=flow: int(
+            hl.solve(model, rest, 200.0, flow=flow, stepsize_controller=controller).stats[
+                "num_steps"
+            ]
+        )
+        assert run(hl.energy_descent(plain, model)) <= 2 * run(plain) + 10
+
+
+def test_implicit_solvers_take_its_tolerances():
+    layer = hl.ExpLayer(3)
+    controller = hl.energy_descent(diffrax.PIDController(rtol=1e-6, atol=1e-8), layer)
+    x0 = jnp.array([-3.0, 1.0, 0.5])
+    keywords = {"solver": diffrax.Kvaerno5(), "stepsize_controller": controller}
+    end = hl.solve(layer, x0, 100.0, **keywords).ys[-1]
+    expected = hl.solve(layer, x0, 100.0).ys[-1]
+    np.testing.assert_allclose(end, expected, atol=1e-4)
+
+
+def test_bad_input():
+    with pytest.raises(TypeError, match=r"step size controller of diffrax, got 0\.1"):
+        hl.energy_descent(0.1, hl.TanhLayer(3))
+    with pytest.raises(TypeError, match="AbstractEnergyModel"):
+        hl.energy_descent(CONSTANT, hl.LTanh())

@@ -1,0 +1,389 @@
+"""Relaxation reaches fixed points, says truthfully whether it did, and is differentiable."""
+
+import functools
+
+import diffrax
+import equinox as eqx
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import hopfield_layers as hl
+
+from .instances import LAYERS, network, NETWORKS, SHAPE
+
+
+NETWORK = NETWORKS["tanh and softmax"]
+X0 = {"a": jr.normal(jr.key(1), (5,)), "b": jnp.zeros(4)}
+FLOWS = pytest.mark.parametrize("flow", ["state", "activation"])
+
+
+def largest(tree):
+    return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def two_layers(dtype):
+    """784 tanh units and 1000 slaved softmax units that remember 1000 patterns."""
+    W = 6 / 28 * jr.normal(jr.key(0), (784, 1000), dtype)
+    layers = {"a": hl.TanhLayer(784), "b": hl.SoftmaxLayer(1000, beta=5.0, tau=0.1)}
+    model = eqx.tree_at(lambda n: (n.layers, n.W), NETWORK, (layers, W))
+    noise = jr.normal(jr.key(1), (784,), dtype)
+    return model, {"a": 2 * W[:, 0] + 0.5 * noise, "b": jnp.zeros(1000, dtype)}
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(jnp.float64, 1e-8), (jnp.float32, 1e-4)])
+def test_two_layers_with_different_time_constants(dtype, tol):
+    model, x0 = two_layers(dtype)
+    rest = hl.relax(model, x0, tol=tol)
+    assert rest.converged
+    assert rest.num_steps <= 60
+    wide = jax.tree.map(lambda x: x.astype(jnp.float64), (model, rest.x))
+    u = wide[0].dEdg(wide[1])
+    assert largest(u) < tol
+    # A fixed point, and the energy of it.
+    np.testing.assert_allclose(rest.energy, wide[0].energy(wide[1]), rtol=1e-4)
+
+
+def test_explicit_steps_at_the_same_tolerances_do_not_arrive():
+    model, x0 = two_layers(jnp.float64)
+    rest = hl.relax(
+        model,
+        x0,
+        tol=1e-8,
+        solver=diffrax.Tsit5(),
+        stepsize_controller=diffrax.PIDController(rtol=1e-2, atol=1e-2),
+        max_steps=256,
+        throw=False,
+    )
+    assert not rest.converged
+    assert rest.num_steps == 256
+    assert rest.residual > 1e-4
+
+
+def test_time_constants_from_the_fast_to_the_slow():
+    layer = hl.TanhLayer(7, tau=10.0 ** jnp.arange(-3, 4), bias=jnp.arange(7.0))
+    net = network(layer, hl.SoftmaxLayer(4, tau=1e-3), 0.5)
+    rest = hl.relax(net, {"a": jnp.ones(7), "b": jnp.ones(4)})
+    assert rest.num_steps < 300
+    assert largest(net.dEdg(rest.x)) < 1e-9
+
+
+def test_a_memory_retrieves_in_one_update():
+    # Well separated patterns: two updates, which one step of ETD2RK is.
+    memory = eqx.tree_at(lambda m: m.patterns, NETWORKS["memory"], 4 * jnp.eye(5))
+    x0 = memory.patterns + 0.3 * jr.normal(jr.key(3), (5, 5))
+    rest = hl.relax(memory, x0)
+    np.testing.assert_array_equal(rest.num_steps, jnp.ones(5))
+    np.testing.assert_allclose(rest.x, memory.patterns, atol=1e-9)
+
+
+@FLOWS
+def test_a_relaxation_that_overshoots(flow):
+    # The leak's own target is 8 times further off than x, on the other side.
+    springs = NETWORKS["springs"]
+    rest = hl.relax(springs, jnp.array([5.0, 5.0, 5.0]), flow=flow)
+    np.testing.assert_allclose(rest.x, springs.centre, atol=1e-9)
+    np.testing.assert_allclose(rest.energy, -5.0, rtol=1e-15)
+
+
+@FLOWS
+def test_the_plateau_of_exponential_units(flow):
+    x0 = jnp.array([-6.4, 0.7, -2.5, -8.3, 1.4])
+    rest = hl.relax(hl.ExpLayer(5), x0, flow=flow)
+    np.testing.assert_allclose(rest.x, jnp.zeros(5), atol=1e-10)
+    np.testing.assert_allclose(rest.energy, -5.0, rtol=1e-15)
+    assert (rest.time > 4000) == (flow == "state")
+
+
+def test_frozen_units_neither_hide_others_nor_count():
+    # In the state flow a dead ReLU and a unit far down an exponential stay; the others arrive.
+    rest = hl.relax(hl.ReluLayer(3), jnp.array([-1e6, 1e-3, 2.0]), flow="state")
+    np.testing.assert_allclose(rest.x, [-1e6, 0.0, 0.0], atol=1e-9)
+    rest = hl.relax(hl.ExpLayer(3), jnp.array([-105.0, 1e-3, 2.0]), flow="state")
+    np.testing.assert_allclose(rest.x, [-105.0, 0.0, 0.0], atol=1e-9)
+    assert rest.converged
+    rest = hl.relax(hl.ReluLayer(3), jnp.array([-1e6, 1e-3, 2.0]))
+    np.testing.assert_allclose(rest.x, jnp.zeros(3), atol=1e-9)
+
+
+@FLOWS
+def test_alone_and_in_a_batch(flow):
+    # With a hard one among them: from far down the exponentials.
+    layer = hl.ExpLayer(3, bias=jnp.array([0.1, 0.2, 0.3]))
+    x0 = jnp.array([[1.0, 2.0, -1.0], [-6.0, -9.0, 1.0], [0.1, 0.0, 0.0]])
+    together = hl.relax(layer, x0, flow=flow)
+    assert together.num_steps.shape == together.energy.shape == (3,)
+    for i in range(3):
+        alone = hl.relax(layer, x0[i], flow=flow)
+        np.testing.assert_allclose(together.x[i], alone.x, rtol=1e-12)
+        assert together.num_steps[i] == alone.num_steps
+    # A sample that doesn't arrive leaves the others right.
+    if flow == "state":
+        steps = int(jnp.max(together.num_steps[::2]))
+        assert together.num_steps[1] > steps
+        short = hl.relax(layer, x0, flow=flow, max_steps=steps, throw=False)
+        np.testing.assert_array_equal(short.converged, [True, False, True])
+        np.testing.assert_allclose(short.x[::2], together.x[::2], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("solver", "controller", "flow"),
+    [
+        (diffrax.Tsit5(), None, "activation"),
+        (diffrax.Euler(), None, "activation"),
+        (diffrax.Euler(), diffrax.ConstantStepSize(), "activation"),
+        (diffrax.Kvaerno3(), None, "state"),
+        (hl.ETD4RK(), diffrax.PIDController(rtol=1e-3, atol=1e-6), "activation"),
+        (None, diffrax.PIDController(rtol=1e-3, atol=1e-6), "state"),
+    ],
+    ids=["Tsit5", "Euler", "Euler, constant", "Kvaerno3", "ETD4RK", "PID"],
+)
+def test_any_solver_and_controller(solver, controller, flow):
+    x0 = {"a": X0["a"], "b": jnp.ones(4)}
+    rest = hl.relax(NETWORK, x0, flow=flow, solver=solver, stepsize_controller=controller, tol=1e-7)
+    u = NETWORK.dEdg(rest.x)
+    if flow == "state":
+        _, u = jax.jvp(NETWORK.activations, (rest.x,), (u,))
+    assert largest(u) < 1e-7
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def residual_and_rounding(layer, x, flow, eps):
+    """τ dx/dt, and by how much rounding x changes it."""
+
+    def residual(x):
+        u = layer.dEdg(x)
+        return u if flow == "activation" else jax.jvp(layer.activations, (x,), (u,))[1]
+
+    r = residual(x)
+    moved = [jnp.abs(residual(x * (1 + sign * 8 * eps)) - r) for sign in (-1, 1)]
+    return jnp.abs(r), jnp.maximum(*moved)
+
+
+# Each takes seconds to compile: float64, the easier dtype, for some, and of the entmax family's
+# state flow the two that differ.
+TRUTHFUL = [(name, "float32", "activation") for name in LAYERS]
+TRUTHFUL += [(name, "float32", "state") for name in LAYERS if name not in ("entmax", "entmax 1.1")]
+TRUTHFUL += [
+    (name, "float64", flow)
+    for name in ("identity", "exp", "tanh", "softmax", "layer norm")
+    for flow in ("state", "activation")
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "flow"), TRUTHFUL)
+def test_truthful_at_every_scale(name, dtype, flow):
+    # float16 and bfloat16 states are relaxed in float32.
+    layer = LAYERS[name]
+    dtypes = {"float32": ["float32", "float16", "bfloat16"], "float64": ["float64"]}[dtype]
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer)
+
+    @hypothesis.settings(max_examples=10)
+    @hypothesis.given(
+        seed=st.integers(0, 2**31),
+        exponents=st.tuples(*[st.floats(-6, 6)] * 2),
+        offset=st.sampled_from([0.0, 0.0, -100.0]),
+        dtype=st.sampled_from(dtypes),
+        tol=st.sampled_from([1e-6, 1e-3]),
+    )
+    def truthful(seed, exponents, offset, dtype, tol):
+        normal = np.random.default_rng(seed).normal(size=(2, *SHAPE))
+        limit = float(jnp.finfo(dtype).max)
+        x0 = np.clip(10.0 ** np.reshape(exponents, (2, 1, 1)) * normal + offset, -limit, limit)
+        rest = hl.relax(
+            layer, jnp.asarray(x0, dtype), flow=flow, tol=tol, max_steps=100, throw=False
+        )
+        assert np.all(np.isfinite(rest.x))
+        for each in (rest.energy, rest.residual, rest.time):
+            assert not np.any(np.isnan(each))
+        assert np.all(rest.num_steps <= 100)
+        eps = float(jnp.finfo(rest.x.dtype).eps)
+        r, rounding = residual_and_rounding(wide, rest.x.astype(jnp.float64), flow, eps)
+        worst = np.max(r - rounding, axis=(1, 2))
+        assert np.all(worst[rest.converged] <= 2 * tol)
+        if flow == "activation":
+            assert np.all(rest.converged)
+
+    truthful()
+
+
+INPUTS = {"a": 0.1 * jr.normal(jr.key(7), (5,)), "b": jnp.array([0.1, 0.0, -0.2, 0.1])}
+CLAMP = {"a": jnp.arange(5) < 2, "b": jnp.zeros(4, bool)}
+COTANGENT = jr.normal(jr.key(8), (5,))
+
+
+def outcomes(flow):
+    """Two numbers that depend on where a relaxation ends, as a function of all that goes in."""
+    flat, unravel = jax.flatten_util.ravel_pytree((NETWORK, X0, INPUTS))
+
+    def run(flat):
+        model, x0, inputs = unravel(flat)
+        rest = hl.relax(model, x0, flow=flow, inputs=inputs, clamp=CLAMP, tol=1e-12)
+        end = rest.x if flow == "activation" else model.activations(rest.x)
+        return jnp.array([COTANGENT @ end["a"] + jnp.sum(end["b"] ** 2), rest.energy])
+
+    return run, flat
+
+
+@FLOWS
+def test_implicit_gradients_against_central_differences(flow):
+    run, flat = outcomes(flow)
+    gradients = jax.jit(jax.jacrev(run))(flat)
+    steps = 1e-5 * jnp.eye(flat.size)
+    values = jax.jit(lambda flats: jax.lax.map(run, flats))(
+        jnp.concatenate([flat + steps, flat - steps])
+    )
+    differences = (values[: flat.size] - values[flat.size :]).T / 2e-5
+    assert jnp.all(jnp.sum(differences != 0, axis=1) > 30)
+    bound = 1e-6 * jnp.max(jnp.abs(differences))
+    np.testing.assert_allclose(gradients, differences, rtol=1e-6, atol=bound)
+
+
+def test_forward_and_reverse_under_vmap():
+    run, flat = outcomes("activation")
+    flats = flat * jnp.array([[1.0], [0.95], [1.05]])
+    direction = jr.normal(jr.key(9), flat.shape)
+    forward = jax.jit(jax.vmap(lambda f: jax.jvp(run, (f,), (direction,))[1]))(flats)
+    reverse = jax.jit(jax.vmap(jax.jacrev(run)))(flats) @ direction
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
+
+
+def test_what_the_state_flow_keeps_of_its_start():
+    # dx*/db is that of the activation flow, I; x* keeps the mean of x0, which it ignores.
+    layer, x0 = hl.SoftmaxLayer(3), jnp.array([0.3, -0.2, 0.5])
+    rest = hl.relax(layer, x0, flow="state")
+    np.testing.assert_allclose(rest.x, jnp.full(3, 0.2), atol=1e-9)
+    jacobian = jax.jacobian(lambda x0: hl.relax(layer, x0, flow="state").x)(x0)
+    np.testing.assert_array_equal(jacobian, jnp.zeros((3, 3)))
+
+
+def test_memory_of_the_gradient_does_not_grow_with_the_steps():
+    model, x0 = NETWORK, X0
+
+    def loss(model, max_steps):
+        solver, controller = diffrax.Tsit5(), diffrax.PIDController(rtol=1e-6, atol=1e-6)
+        rest = hl.relax(
+            model,
+            x0,
+            solver=solver,
+            stepsize_controller=controller,
+            max_steps=max_steps,
+            throw=False,
+        )
+        return jnp.sum(rest.x["a"])
+
+    sizes = []
+    for max_steps in (10, 1000):
+        gradient = eqx.filter_jit(eqx.filter_grad(lambda m, n=max_steps: loss(m, n)))
+        compiled = gradient.lower(model).compile().compiled
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_other_values_compile_nothing(compilations):
+    def run(model, x0, inputs, tol, rtol):
+        hl.relax(model, x0, inputs=inputs, clamp=CLAMP)
+        controller = diffrax.PIDController(rtol=rtol, atol=rtol)
+        hl.relax(model, x0, tol=tol, stepsize_controller=controller)
+
+    changed = jax.tree.map(lambda leaf: 1.01 * leaf, (NETWORK, X0, INPUTS))
+    run(NETWORK, X0, INPUTS, 1e-6, 1e-3)
+    assert len(compilations) > 0
+    compilations.clear()
+    run(*changed, 2e-7, 1e-4)
+    assert compilations == []
+
+
+def test_under_jit_it_is_compiled_once(compilations):
+    relax = jax.jit(lambda layer, x0: hl.relax(layer, x0).x)
+    layer = hl.TanhLayer(3, bias=jnp.arange(3.0))
+    relax(layer, jnp.ones(3))
+    x0, layer = 5 * jnp.ones(3), hl.TanhLayer(3, tau=2.0, bias=2 * jnp.ones(3))
+    compilations.clear()
+    end = relax(layer, x0)
+    assert compilations == []
+    np.testing.assert_allclose(end, [2.0, 2.0, 2.0], atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [(0,), (2, 3), (2, 0)])
+def test_batches_and_empty_ones(batch):
+    layer = hl.SoftmaxLayer((2, 3), bias=jnp.ones((2, 3)))
+    rest = hl.relax(layer, jr.normal(jr.key(0), (*batch, 2, 3)), inputs=jnp.ones(3))
+    assert rest.x.shape == (*batch, 2, 3)
+    assert rest.energy.shape == rest.residual.shape == rest.converged.shape == batch
+    np.testing.assert_allclose(rest.x, jnp.full((*batch, 2, 3), 2.0), atol=1e-9)
+    # E − I·g
+    g = layer.activation(rest.x)
+    np.testing.assert_allclose(rest.energy, layer.energy(rest.x) - g.sum((-1, -2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2)])
+def test_unusual_shapes(shape):
+    rest = hl.relax(hl.TanhLayer(shape), jnp.ones((2, *shape)))
+    np.testing.assert_allclose(rest.x, jnp.zeros((2, *shape)), atol=1e-9)
+
+
+def test_out_of_steps():
+    layers = {"a": hl.ExpLayer(3), "b": hl.TanhLayer(2, tau=5.0)}
+    pair = eqx.tree_at(lambda n: (n.layers, n.W), NETWORK, (layers, jnp.zeros((3, 2))))
+    x0 = {"a": jnp.array([0.0, -9.0, 0.0]), "b": jnp.zeros(2)}
+    keywords = {"flow": "state", "max_steps": 5}
+    with pytest.raises(RuntimeError, match=r"slowest unit is x\['a'\]\[1\] .* = 0.0.* 5 steps"):
+        hl.relax(pair, x0, **keywords)
+    message = "max_steps or a larger tol.*float64.*newton_krylov"
+    with pytest.raises(RuntimeError, match=message):
+        hl.relax(pair, x0, **keywords)
+    with pytest.raises(eqx.EquinoxRuntimeError, match=message):
+        eqx.filter_jit(lambda x0: hl.relax(pair, x0, **keywords).x)(x0)
+    rest = hl.relax(pair, x0, **keywords, throw=False)
+    assert not rest.converged
+    x = rest.x["a"][1]
+    np.testing.assert_allclose(rest.residual, -x * np.exp(x), rtol=1e-12)
+    np.testing.assert_allclose(rest.energy, pair.energy(rest.x), rtol=1e-12)
+    assert 0 < rest.time < 1e6
+
+
+def test_what_overflows_is_not_converged():
+    x0 = jnp.array([200.0, 1.0], jnp.float32)
+    rest = hl.relax(hl.ExpLayer(2), x0, flow="state", max_steps=20, throw=False)
+    assert not rest.converged
+    assert jnp.all(jnp.isfinite(rest.x))
+    rest = hl.relax(hl.ExpLayer(2), x0)
+    np.testing.assert_allclose(rest.x, jnp.zeros(2), atol=1e-4)
+
+
+def test_bad_input():
+    layer, x0 = hl.TanhLayer(3), jnp.ones(3)
+    for tol in (0.0, -1.0, jnp.nan):
+        with pytest.raises(ValueError, match="tol > 0, got"):
+            hl.relax(layer, x0, tol=tol)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="tol > 0"):
+        eqx.filter_jit(lambda tol: hl.relax(layer, x0, tol=tol).x)(jnp.array(0.0))
+    with pytest.raises(ValueError, match=r"one number, got shape \(3,\)"):
+        hl.relax(layer, x0, tol=jnp.ones(3))
+    with pytest.raises(ValueError, match="depend on t have no fixed point"):
+        hl.relax(layer, x0, inputs=lambda t: t * x0)
+    with pytest.raises(ValueError, match=r"inputs has shape \(4,\), .* broadcast to \(3,\)"):
+        hl.relax(layer, x0, inputs=jnp.ones(4))
+    with pytest.raises(ValueError, match="inputs of the state's structure"):
+        hl.relax(layer, x0, inputs={"a": x0})
+    with pytest.raises(ValueError, match="max_steps of 1 at least, got 0"):
+        hl.relax(layer, x0, max_steps=0)
+    with pytest.raises(ValueError, match=r'flow="state" or flow="activation", got \'up\''):
+        hl.relax(layer, x0, flow="up")
+    with pytest.raises(ValueError, match="finite x0, got 1 NaN"):
+        hl.relax(layer, x0.at[1].set(jnp.nan))
+    with pytest.raises(TypeError, match="Expected an AbstractEnergyModel"):
+        hl.relax(hl.LTanh(), x0)
+    with pytest.raises(ValueError, match="Constant steps have no tolerances"):
+        hl.relax(
+            layer,
+            x0,
+            solver=diffrax.ImplicitEuler(),
+            stepsize_controller=diffrax.ConstantStepSize(),
+        )
