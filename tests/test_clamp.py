@@ -114,7 +114,7 @@ def test_bad_masks():
             run(layer, x0, clamp={"a": jnp.ones(3, bool)})
         with pytest.raises(ValueError, match="clamp to be boolean, got float64"):
             run(layer, x0, clamp=jnp.ones(3))
-    with pytest.raises(ValueError, match=r"clamp to be a state of the model, got \(4,\)"):
+    with pytest.raises(ValueError, match=r"clamp to be a state of the model, got \(4,\): "):
         hl.EnergyFlow(layer, clamp=jnp.ones(4, bool))
     term = diffrax.ODETerm(hl.EnergyFlow(NETWORK, clamp=CLAMP | {"c": jnp.ones(2, bool)}))
     with pytest.raises(ValueError, match="clamp of the state's structure"):

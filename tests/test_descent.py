@@ -177,5 +177,11 @@ def test_implicit_solvers_take_its_tolerances():
 def test_bad_input():
     with pytest.raises(TypeError, match=r"step size controller of diffrax, got 0\.1"):
         hl.energy_descent(0.1, hl.TanhLayer(3))
+    layer, inputs = hl.TanhLayer(3), lambda t: jnp.full(3, t)
+    with pytest.raises(ValueError, match="inputs that depend on t"):
+        hl.energy_descent(CONSTANT, hl.EnergyFlow(layer, inputs=inputs))
+    controller = hl.energy_descent(LOOSE, layer)
+    with pytest.raises(ValueError, match="inputs that depend on t"):
+        hl.solve(layer, jnp.ones(3), 1.0, inputs=inputs, stepsize_controller=controller)
     with pytest.raises(TypeError, match="AbstractEnergyModel"):
         hl.energy_descent(CONSTANT, hl.LTanh())

@@ -171,7 +171,7 @@ TRUTHFUL = [(name, "float32", "activation") for name in LAYERS]
 TRUTHFUL += [(name, "float32", "state") for name in LAYERS if name not in ("entmax", "entmax 1.1")]
 TRUTHFUL += [
     (name, "float64", flow)
-    for name in ("identity", "exp", "tanh", "softmax", "layer norm")
+    for name in ("exp", "softmax", "layer norm")
     for flow in ("state", "activation")
 ]
 
@@ -240,7 +240,7 @@ def test_implicit_gradients_against_central_differences(flow):
     )
     differences = (values[: flat.size] - values[flat.size :]).T / 2e-5
     assert jnp.all(jnp.sum(differences != 0, axis=1) > 30)
-    bound = 1e-6 * jnp.max(jnp.abs(differences))
+    bound = 1e-9 * jnp.max(jnp.abs(differences))
     np.testing.assert_allclose(gradients, differences, rtol=1e-6, atol=bound)
 
 
@@ -292,7 +292,7 @@ def test_other_values_compile_nothing(compilations):
         hl.relax(model, x0, tol=tol, stepsize_controller=controller)
 
     changed = jax.tree.map(lambda leaf: 1.01 * leaf, (NETWORK, X0, INPUTS))
-    run(NETWORK, X0, INPUTS, 1e-6, 1e-3)
+    run(NETWORK, X0, INPUTS, 1, 1e-3)
     assert len(compilations) > 0
     compilations.clear()
     run(*changed, 2e-7, 1e-4)
@@ -360,8 +360,17 @@ def test_what_overflows_is_not_converged():
 def test_bad_input():
     layer, x0 = hl.TanhLayer(3), jnp.ones(3)
     for tol in (0.0, -1.0, jnp.nan):
-        with pytest.raises(ValueError, match="tol > 0, got"):
+        with pytest.raises(ValueError, match="finite tol > 0, got"):
             hl.relax(layer, x0, tol=tol)
+        with pytest.raises(ValueError, match="finite dt0 > 0, got"):
+            hl.relax(layer, x0, dt0=tol)
+    for controller in (
+        diffrax.StepTo(jnp.arange(3.0)),
+        hl.energy_descent(diffrax.StepTo(jnp.arange(3.0)), layer),
+        diffrax.PIDController(rtol=1e-3, atol=1e-3, step_ts=jnp.arange(3.0)),
+    ):
+        with pytest.raises(ValueError, match="no times to step to"):
+            hl.relax(layer, x0, stepsize_controller=controller)
     with pytest.raises(eqx.EquinoxRuntimeError, match="tol > 0"):
         eqx.filter_jit(lambda tol: hl.relax(layer, x0, tol=tol).x)(jnp.array(0.0))
     with pytest.raises(ValueError, match=r"one number, got shape \(3,\)"):

@@ -202,6 +202,26 @@ def test_diffraxs_own_options():
         hl.solve(layer, jnp.ones(2), 1.0, no_such_option=1)
 
 
+def test_progress_is_shown(capfd):
+    meter = diffrax.TextProgressMeter(minimum_increase=0.1)
+    hl.solve(hl.TanhLayer(2), jnp.ones((3, 2)), 10.0, progress_meter=meter).ys.block_until_ready()
+    jax.effects_barrier()
+    shown = capfd.readouterr().out.split()
+    assert shown[0] == "0.00%"
+    assert shown[-1] == "100.00%"
+
+
+def test_ten_thousand_units_without_a_matrix():
+    # Its 10⁴ × 10⁴ numbers alone would be 800 MB.
+    layer = hl.ExpLayer(10_000)
+    solver = diffrax.Kvaerno3(root_finder=hl.newton_krylov())
+    run = jax.jit(lambda x0: hl.solve(layer, x0, 100.0, solver=solver).ys[-1])
+    x0 = jnp.linspace(-3.0, 1.0, 10_000)
+    compiled = run.lower(x0).compile()
+    assert 1e5 < compiled.memory_analysis().temp_size_in_bytes < 5e7
+    np.testing.assert_allclose(compiled(x0), jnp.zeros(10_000), atol=1e-6)
+
+
 @pytest.mark.parametrize("batch", [(), (0,), (2,), (2, 3), (2, 0, 3)])
 def test_batches(batch):
     layer = hl.SoftmaxLayer((2, 3), bias=jnp.ones((2, 3)))

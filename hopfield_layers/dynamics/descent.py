@@ -32,7 +32,8 @@ def energy_descent(controller: Any, model: Any) -> diffrax.AbstractStepSizeContr
     A step size controller for `diffrax.diffeqsolve`, [`hopfield_layers.solve`][] and
     [`hopfield_layers.relax`][], for t1 > t0.
 
-    **Raises:** `TypeError` if the arguments are not as above.
+    **Raises:** `TypeError` if the arguments are not as above; `ValueError` for inputs that depend
+    on t.
 
     ```python
     >>> import diffrax
@@ -52,6 +53,7 @@ def energy_descent(controller: Any, model: Any) -> diffrax.AbstractStepSizeContr
     if not isinstance(controller, diffrax.AbstractStepSizeController):
         raise TypeError(f"Expected a step size controller of diffrax, got {controller!r}.")
     flow = model if isinstance(model, EnergyFlow) else EnergyFlow(model)
+    _check_inputs(flow)
     if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         return _AdaptiveDescent(controller, flow)  # pyright: ignore[reportCallIssue]
     return _ConstantDescent(controller, flow)
@@ -59,9 +61,20 @@ def energy_descent(controller: Any, model: Any) -> diffrax.AbstractStepSizeContr
 
 def descend_on(controller: PyTree, flow: EnergyFlow) -> PyTree:
     """`controller`, with its energies those of the flow that is solved, inputs and all."""
+
+    def of_flow(node):
+        if not is_descent(node):
+            return node
+        _check_inputs(flow)
+        return eqx.tree_at(lambda c: c.flow, node, flow)
+
     is_descent = lambda node: isinstance(node, _AbstractDescent)
-    follow = lambda node: eqx.tree_at(lambda c: c.flow, node, flow) if is_descent(node) else node
-    return jax.tree.map(follow, controller, is_leaf=is_descent)
+    return jax.tree.map(of_flow, controller, is_leaf=is_descent)
+
+
+def _check_inputs(flow: EnergyFlow) -> None:
+    if callable(flow.inputs):
+        raise ValueError("The energy may rise with inputs that depend on t: expected arrays.")
 
 
 _SHRINK, _GROW = 0.25, 2.0

@@ -164,7 +164,9 @@ def _unsplit(model: Any, flow: str, clamp: PyTree) -> PyTree:
         jax.eval_shape(model.activations, state)
     except Exception as error:
         shapes = jax.tree.map(lambda held: held.shape, clamp)
-        raise ValueError(f"Expected clamp to be a state of the model, got {shapes}.") from error
+        raise ValueError(
+            f"Expected clamp to be a state of the model, got {shapes}: {error}"
+        ) from error
     if flow == "state":
         return clamp
     with jax.ensure_compile_time_eval():

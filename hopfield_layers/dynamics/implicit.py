@@ -15,7 +15,8 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
 
     diffrax's own choice forms the D × D Jacobian of D units and factors it at every step, O(D³).
     This one needs products with the Jacobian only, about as costly as dx/dt itself. A step whose
-    equations it can't solve, in 80 products, is rejected and made shorter.
+    equations it can't solve, with 80 products each, is rejected and made shorter by adaptive Runge–
+    Kutta solvers such as Kvaerno's, and by [`hopfield_layers.relax`][].
 
     **Arguments:**
 

@@ -75,9 +75,11 @@ def relax(
     values is that of the fixed point, by the implicit function theorem: dx* solves
     (I + S H) dx* = −∂u/∂θ dθ, with S = ∂²E_s/∂g² and H = ∂²L/∂x², by GMRES, without matrices and
     without the steps. For `flow="activation"` that is exact, and 0 with respect to free units of
-    x0. For `flow="state"` the derivatives of g* and of the energy are exact; x* itself also keeps
-    what H can't move of x0 (the mean of a softmax's row, a dead ReLU), which its derivative
-    ignores.
+    x0. For `flow="state"` the derivatives of g* and of the energy are exact where u is 0 or, for
+    x all around, H u is (a softmax's row, a dead ReLU), and no mask splits what a Lagrangian
+    couples; x* itself also keeps what H can't move of x0 (the mean of the row, the dead unit),
+    which its derivative ignores. Where a sample didn't converge the derivative means nothing, and
+    where GMRES finds none there is lineax's error.
 
     **Arguments:**
 
@@ -90,7 +92,8 @@ def relax(
     - `solver`: any diffrax solver for ODEs. By default [`hopfield_layers.ETD2RK`][] for the
         activation flow, and for the state flow `diffrax.ImplicitEuler` with
         [`hopfield_layers.newton_krylov`][].
-    - `stepsize_controller`: any diffrax controller. By default `diffrax.PIDController(rtol=1e-2,
+    - `stepsize_controller`: a controller of diffrax that does not step to given times, for every
+        step begins at t = 0. By default `diffrax.PIDController(rtol=1e-2,
         atol=1e-2)` under [`hopfield_layers.energy_descent`][]; constant steps under the latter for
         a solver without an error estimate.
     - `dt0`: the first step, in the units of t. By default 100 times the largest τ, or for constant
@@ -103,9 +106,10 @@ def relax(
     A [`hopfield_layers.Relaxation`][], whose arrays begin with the batch axes of x0. Each sample
     has its own steps and its own end.
 
-    **Raises:** `ValueError` for tol ≤ 0, for inputs that depend on t, and as
-    [`hopfield_layers.solve`][] for x0, masks and inputs. With `throw=True`, `RuntimeError` for
-    running out of steps. Where an outer jit hides the values an `equinox.EquinoxRuntimeError`.
+    **Raises:** `ValueError` for tol ≤ 0 or dt0 ≤ 0, for steps to given times, for inputs that
+    depend on t, and as [`hopfield_layers.solve`][] for x0, masks and inputs. With
+    `throw=True`, `RuntimeError` for running out of steps. Where an outer jit hides the values an
+    `equinox.EquinoxRuntimeError`.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.
@@ -135,26 +139,34 @@ def relax(
         loose = diffrax.PIDController(rtol=1e-2, atol=1e-2)
         loose = loose if adaptive else diffrax.ConstantStepSize()
         stepsize_controller = energy_descent(loose, field)
+    given = (diffrax.StepTo, diffrax.ClipStepSizeController)
+    if isinstance(getattr(stepsize_controller, "controller", stepsize_controller), given) or (
+        isinstance(stepsize_controller, given)
+    ):
+        raise ValueError("relax has no times to step to: expected constant steps or a PID.")
     solver = with_tolerances_of(stepsize_controller, solver)
     max_steps = operator.index(max_steps)
     if max_steps < 1:
         raise ValueError(f"Expected max_steps of 1 at least, got {max_steps}.")
-    options = as_arrays((solver, stepsize_controller, dt0, _positive(tol)), dtype)
+    tools = as_arrays((solver, stepsize_controller), dtype)
+    options = (*tools, _positive("dt0", dt0, dtype), _positive("tol", tol, dtype))
     rest = _relax(field, x0, options, max_steps)
     return _arrived(rest, field, max_steps) if throw else rest
 
 
-def _positive(tol: Any) -> Any:
-    """`tol`, or an error unless it is one number greater than 0."""
-    if tol is None:
+def _positive(name: str, value: Any, dtype: Any) -> Any:
+    """`value` as an array, or an error unless it is one finite number greater than 0."""
+    if value is None:
         return None
-    if jnp.shape(tol) != ():
-        raise ValueError(f"Expected tol to be one number, got shape {jnp.shape(tol)}.")
-    if isinstance(tol, Tracer):
-        return eqx.error_if(tol, ~(tol > 0), "Expected tol > 0.")
-    if not tol > 0:
-        raise ValueError(f"Expected tol > 0, got {tol}.")
-    return tol
+    if jnp.shape(value) != ():
+        raise ValueError(f"Expected {name} to be one number, got shape {jnp.shape(value)}.")
+    value = jnp.asarray(value, dtype)
+    bad = ~((value > 0) & (value < jnp.inf))
+    if isinstance(value, Tracer):
+        return eqx.error_if(value, bad, f"Expected a finite {name} > 0.")
+    if bool(bad):
+        raise ValueError(f"Expected a finite {name} > 0, got {value}.")
+    return value
 
 
 @eqx.filter_jit
@@ -162,7 +174,7 @@ def _relax(flow: EnergyFlow, x0: PyTree, options: Any, max_steps: int) -> Relaxa
     solver, controller, dt0, tol = options
     dtype = jnp.result_type(*jax.tree.leaves(x0))
     precision = float(jnp.finfo(dtype).eps) ** (2 / 3)
-    rtol, atol = (precision, precision) if tol is None else (0.0, jnp.asarray(tol, dtype))
+    rtol, atol = (precision, precision) if tol is None else (0.0, tol)
     taus = [tau.ravel() for tau in jax.tree.leaves(times(flow.model, x0)) if tau.size]
     taus = jnp.concatenate([*taus, jnp.ones(not taus, dtype)])
     # Units slower than this don't move any more, in the dtype's precision.
@@ -170,7 +182,6 @@ def _relax(flow: EnergyFlow, x0: PyTree, options: Any, max_steps: int) -> Relaxa
     if dt0 is None:
         adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
         dt0 = 100 * jnp.max(taus) if adaptive else jnp.min(taus)
-    dt0 = jnp.asarray(dt0, dtype)
     adjoint = optx.ImplicitAdjoint(linear_solver=Krylov(precision, restart=50, cycles=100))
 
     def sample(field, x0):
@@ -201,8 +212,12 @@ def _arrived(rest: Relaxation, field: EnergyFlow, max_steps: int) -> Relaxation:
     stray = ~rest.converged
     if not bool(jnp.any(stray)):
         return rest
-    rate = field(0.0, rest.x)
-    speed = jax.tree.map(lambda tau, rate: jnp.abs(tau * rate), times(field.model, rest.x), rate)
+
+    def excess(tau, rate):
+        speed = jnp.abs(tau * rate)
+        return speed * stray.reshape(stray.shape + (1,) * (speed.ndim - stray.ndim))
+
+    speed = jax.tree.map(excess, times(field.model, rest.x), field(0.0, rest.x))
     path, worst = max(
         jax.tree_util.tree_leaves_with_path(speed), key=lambda item: jnp.max(item[1], initial=0.0)
     )
@@ -211,7 +226,7 @@ def _arrived(rest: Relaxation, field: EnergyFlow, max_steps: int) -> Relaxation:
     where = (
         f" {int(jnp.sum(stray))} of {stray.size} samples; the slowest unit is {unit} with "
         f"|τ dx/dt| = {float(jnp.max(worst)):.3g} after {max_steps} steps and t = "
-        f"{float(jnp.max(rest.time)):.3g}."
+        f"{float(jnp.max(rest.time[stray])):.3g}."
     )
     raise RuntimeError(_STRAY.format(where=where))
 

@@ -75,10 +75,13 @@ class Settling(optx.AbstractRootFinder):
         """One step of the solver, kept or rejected by the controller."""
         del fn, args, options, tags
         start = jnp.zeros_like(state.dt)
-        y1, error, _, solver, _ = self.solver.step(
+        y1, error, _, solver, result = self.solver.step(
             self._term(), start, state.dt, y, None, state.solver, False
         )
-        error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        # Not every implicit solver gives a failure as an infinite error.
+        solved = diffrax.is_okay(result)
+        bad = lambda e: jnp.where(solved & ~jnp.isnan(e), e, jnp.inf)
+        error = jax.tree.map(bad, error)
         keep, next_start, next_end, _, controller, _ = self.controller.adapt_step_size(
             start,
             state.dt,
@@ -90,7 +93,7 @@ class Settling(optx.AbstractRootFinder):
             state.controller,
         )
         finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(y1)]
-        keep = keep & jnp.all(jnp.array(finite))
+        keep = keep & solved & jnp.all(jnp.array(finite))
         dt = jnp.minimum(next_end - next_start, self.longest)
         kept = SettlingState(solver, controller, dt, state.time + state.dt, *self._measured(y1))
         rejected = eqx.tree_at(lambda s: (s.controller, s.dt), state, (controller, dt))
