@@ -132,7 +132,9 @@ def table():
             done = (
                 result.converged if run is hl.relax else result.result == diffrax.RESULTS.successful
             )
-            row.append(f"{len(POINTS)}" if bool(done) else f"not after {len(POINTS)}")
+            row.append(
+                f"{len(POINTS)}" if bool(done) else f"not in {options.get('max_steps', 4096)} steps"
+            )
         print(f"| {name} | " + " | ".join(row) + " |", flush=True)
 
 
