@@ -151,6 +151,7 @@ def fitted(name: str, tree: PyTree, x: PyTree) -> PyTree:
 
 
 def as_mask(leaf: ArrayLike) -> Array:
+    """`leaf`, or an error if it is not boolean."""
     leaf = jnp.asarray(leaf)
     if leaf.dtype != bool:
         raise ValueError(f"Expected clamp to be boolean, got {leaf.dtype}.")
