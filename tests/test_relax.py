@@ -152,6 +152,10 @@ def test_any_solver_and_controller(solver, controller, flow):
     assert largest(u) < 1e-7
 
 
+# All units together, for elementwise layers, and each by itself, for rows that a shift leaves.
+SIGNS = np.concatenate([[np.ones(SHAPE)], np.random.default_rng(0).choice([-1, 1], (5, *SHAPE))])
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def residual_and_rounding(layer, x, flow, eps):
     """τ dx/dt, and by how much rounding x changes it."""
@@ -161,53 +165,44 @@ def residual_and_rounding(layer, x, flow, eps):
         return u if flow == "activation" else jax.jvp(layer.activations, (x,), (u,))[1]
 
     r = residual(x)
-    moved = [jnp.abs(residual(x * (1 + sign * 8 * eps)) - r) for sign in (-1, 1)]
-    return jnp.abs(r), jnp.maximum(*moved)
+    moved = jax.vmap(lambda signs: residual(x * (1 + 8 * eps * signs)))
+    changes = jnp.concatenate([moved(SIGNS), moved(-SIGNS)]) - r
+    return jnp.abs(r), jnp.max(jnp.abs(changes), axis=0)
 
 
-# Each takes seconds to compile: float64, the easier dtype, for some, and of the entmax family's
-# state flow the two that differ.
-TRUTHFUL = [(name, "float32", "activation") for name in LAYERS]
-TRUTHFUL += [(name, "float32", "state") for name in LAYERS if name not in ("entmax", "entmax 1.1")]
-TRUTHFUL += [
-    (name, "float64", flow)
-    for name in ("exp", "softmax", "layer norm")
-    for flow in ("state", "activation")
-]
-
-
-@pytest.mark.parametrize(("name", "dtype", "flow"), TRUTHFUL)
+@FLOWS
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", LAYERS)
 def test_truthful_at_every_scale(name, dtype, flow):
     # float16 and bfloat16 states are relaxed in float32.
     layer = LAYERS[name]
     dtypes = {"float32": ["float32", "float16", "bfloat16"], "float64": ["float64"]}[dtype]
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer)
 
-    @hypothesis.settings(max_examples=10)
+    @hypothesis.settings(max_examples=20)
     @hypothesis.given(
         seed=st.integers(0, 2**31),
-        exponents=st.tuples(*[st.floats(-6, 6)] * 2),
+        exponent=st.floats(-6, 6),
         offset=st.sampled_from([0.0, 0.0, -100.0]),
         dtype=st.sampled_from(dtypes),
         tol=st.sampled_from([1e-6, 1e-3]),
     )
-    def truthful(seed, exponents, offset, dtype, tol):
-        normal = np.random.default_rng(seed).normal(size=(2, *SHAPE))
+    def truthful(seed, exponent, offset, dtype, tol):
+        normal = np.random.default_rng(seed).normal(size=SHAPE)
         limit = float(jnp.finfo(dtype).max)
-        x0 = np.clip(10.0 ** np.reshape(exponents, (2, 1, 1)) * normal + offset, -limit, limit)
+        x0 = np.clip(10.0**exponent * normal + offset, -limit, limit)
         rest = hl.relax(
             layer, jnp.asarray(x0, dtype), flow=flow, tol=tol, max_steps=100, throw=False
         )
         assert np.all(np.isfinite(rest.x))
         for each in (rest.energy, rest.residual, rest.time):
             assert not np.any(np.isnan(each))
-        assert np.all(rest.num_steps <= 100)
+        assert rest.num_steps <= 100
         eps = float(jnp.finfo(rest.x.dtype).eps)
         r, rounding = residual_and_rounding(wide, rest.x.astype(jnp.float64), flow, eps)
-        worst = np.max(r - rounding, axis=(1, 2))
-        assert np.all(worst[rest.converged] <= 2 * tol)
+        assert not rest.converged or np.max(r - rounding) <= 2 * tol
         if flow == "activation":
-            assert np.all(rest.converged)
+            assert rest.converged
 
     truthful()
 
