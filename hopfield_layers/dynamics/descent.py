@@ -102,11 +102,9 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
     flow: eqx.AbstractVar[EnergyFlow]
 
     def wrap(self, direction):
-        """As the controller."""
         return eqx.tree_at(lambda c: c.controller, self, self.controller.wrap(direction))
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        """As the controller."""
         end, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         end = jnp.asarray(end, jnp.result_type(t0, t1))
         return end, _DescentState(self._at(t0, y0), inner, end, jnp.full_like(end, jnp.inf))
@@ -154,17 +152,14 @@ class _AdaptiveDescent(_AbstractDescent, diffrax.AbstractAdaptiveStepSizeControl
 
     @property
     def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The controller's."""
         return self.controller.rtol
 
     @property
     def atol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The controller's."""
         return self.controller.atol
 
     @property
     def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The controller's."""
         return self.controller.norm
 
 

@@ -79,7 +79,6 @@ class Krylov(lx.AbstractLinearSolver):
         self.gmres = lx.GMRES(rtol=rtol, atol=rtol, restart=restart, max_steps=cycles + 2)
 
     def init(self, operator, options):
-        """Of GMRES."""
         return self.gmres.init(operator, options)
 
     def compute(self, state, vector, options):
@@ -91,13 +90,10 @@ class Krylov(lx.AbstractLinearSolver):
         return jax.tree.map(lambda v: v * size, solution), result, stats
 
     def transpose(self, state, options):
-        """Of GMRES."""
         return self.gmres.transpose(state, options)
 
     def conj(self, state, options):
-        """Of GMRES."""
         return self.gmres.conj(state, options)
 
     def assume_full_rank(self):
-        """As GMRES."""
         return self.gmres.assume_full_rank()

@@ -139,10 +139,8 @@ def relax(
         loose = diffrax.PIDController(rtol=1e-2, atol=1e-2)
         loose = loose if adaptive else diffrax.ConstantStepSize()
         stepsize_controller = energy_descent(loose, field)
-    given = (diffrax.StepTo, diffrax.ClipStepSizeController)
-    if isinstance(getattr(stepsize_controller, "controller", stepsize_controller), given) or (
-        isinstance(stepsize_controller, given)
-    ):
+    inner = getattr(stepsize_controller, "controller", stepsize_controller)
+    if isinstance(stepsize_controller, _TO_TIMES) or isinstance(inner, _TO_TIMES):
         raise ValueError("relax has no times to step to: expected constant steps or a PID.")
     solver = with_tolerances_of(stepsize_controller, solver)
     max_steps = operator.index(max_steps)
@@ -231,6 +229,7 @@ def _arrived(rest: Relaxation, field: EnergyFlow, max_steps: int) -> Relaxation:
     raise RuntimeError(_STRAY.format(where=where))
 
 
+_TO_TIMES = (diffrax.StepTo, diffrax.ClipStepSizeController)
 _STRAY = (
     "relax ran out of steps before every unit came to rest.{where} Allow more max_steps or a "
     "larger tol; solve in float64; for stiff models try "

@@ -54,7 +54,6 @@ class Settling(optx.AbstractRootFinder):
     norm: Any = optx.max_norm
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
-        """The tools' own beginnings."""
         del fn, args, options, f_struct, aux_struct, tags
         start = jnp.zeros_like(self.dt0)
         end, controller = self.controller.init(
@@ -106,7 +105,6 @@ class Settling(optx.AbstractRootFinder):
         return state.at_rest, optx.RESULTS.successful
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        """Nothing."""
         del fn, args, options, state, tags, result
         return y, aux, {}
 
