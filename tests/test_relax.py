@@ -111,6 +111,26 @@ def test_frozen_units_neither_hide_others_nor_count():
     np.testing.assert_allclose(rest.x, jnp.zeros(3), atol=1e-9)
 
 
+def test_the_residual_is_in_units_of_tau_dx_dt():
+    layer = hl.TanhLayer(3, tau=jnp.array([1e-3, 1.0, 1e3]), bias=jnp.array([0.0, 0.5, 2.0]))
+    rest = hl.relax(layer, jnp.ones(3), solver=diffrax.Euler(), max_steps=3, throw=False)
+    assert not rest.converged
+    np.testing.assert_allclose(rest.residual, largest(layer.dEdg(rest.x)), rtol=1e-12)
+
+
+def test_out_of_reach_is_not_out_of_range():
+    # A tolerance below all rounding: the steps grow up to a bound. And Euler's steps to infinity.
+    rest = hl.relax(NETWORK, X0, tol=1e-300, throw=False)
+    assert not rest.converged
+    assert rest.residual < 1e-15
+    assert jnp.isfinite(rest.time)
+    x0 = jnp.array([-80.0, 80.0], jnp.float32)
+    keywords = {"solver": diffrax.Euler(), "stepsize_controller": diffrax.ConstantStepSize()}
+    rest = hl.relax(hl.ExpLayer(2), x0, flow="state", dt0=1e9, max_steps=5, throw=False, **keywords)
+    assert not rest.converged
+    np.testing.assert_array_equal(rest.x, x0)
+
+
 @FLOWS
 def test_alone_and_in_a_batch(flow):
     # With a hard one among them: from far down the exponentials.
@@ -237,6 +257,14 @@ def test_implicit_gradients_against_central_differences(flow):
     assert jnp.all(jnp.sum(differences != 0, axis=1) > 30)
     bound = 1e-9 * jnp.max(jnp.abs(differences))
     np.testing.assert_allclose(gradients, differences, rtol=1e-6, atol=bound)
+
+
+def test_gradients_of_any_size():
+    # The linear solve's tolerance is relative.
+    weights = lambda x0: hl.relax(NETWORK, x0, clamp=CLAMP).x["b"][1]
+    small = jax.grad(lambda x0: 1e-20 * weights(x0))(X0)["a"][:2]
+    assert jnp.all(small != 0)
+    np.testing.assert_allclose(small, 1e-20 * jax.grad(weights)(X0)["a"][:2], rtol=1e-9)
 
 
 def test_forward_and_reverse_under_vmap():

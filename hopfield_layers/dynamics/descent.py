@@ -68,8 +68,12 @@ def descend_on(controller: PyTree, flow: EnergyFlow) -> PyTree:
         _check_inputs(flow)
         return eqx.tree_at(lambda c: c.flow, node, flow)
 
-    is_descent = lambda node: isinstance(node, _AbstractDescent)
     return jax.tree.map(of_flow, controller, is_leaf=is_descent)
+
+
+def is_descent(node: Any) -> bool:
+    """Whether this is a controller of [`hopfield_layers.energy_descent`][]."""
+    return isinstance(node, _AbstractDescent)
 
 
 def _check_inputs(flow: EnergyFlow) -> None:

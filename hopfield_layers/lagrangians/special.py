@@ -38,9 +38,10 @@ def power(base: Array, exponent: Array) -> Array:
 
 
 def log1p_ratio(q: Array) -> Array:
-    """ln(1 + q)/q for q ≥ 0, which is 1 at 0."""
-    safe = jnp.where(q == 0, 1, q)
-    return jnp.where(q == 0, 1 - q / 2, jnp.log1p(safe) / safe)
+    """ln(1 + q)/q for q ≥ 0, which is 1 at 0; its derivative is finite where 1/q² is not."""
+    small = q < jnp.finfo(q.dtype).eps ** (1 / 3)
+    near, far = jnp.where(small, q, 0), jnp.where(small, 1, q)
+    return jnp.where(small, 1 - near * (0.5 - near / 3), jnp.log1p(far) / far)
 
 
 @jax.custom_jvp
