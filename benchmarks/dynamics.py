@@ -16,7 +16,7 @@ import jax.random as jr
 import numpy as np
 
 import hopfield_layers as hl
-from tests.instances import Memory, Network, network
+from tests.instances import Memory, network, two_layers
 
 
 POINTS = set()
@@ -62,15 +62,6 @@ class Counted(hl.AbstractEnergyModel):
         return self.model.dEdg(jax.tree.unflatten(structure, [counted(leaves[0]), *leaves[1:]]))
 
 
-def two_layers(dtype=jnp.float64):
-    """784 tanh units with τ = 1 and 1000 softmax units with τ = 0.1, and where to start."""
-    W = 6 / 28 * jr.normal(jr.key(0), (784, 1000), dtype)
-    layers = {"a": hl.TanhLayer(784), "b": hl.SoftmaxLayer(1000, beta=5.0, tau=0.1)}
-    noise = jr.normal(jr.key(1), (784,), dtype)
-    model = Network(layers, W)  # pyright: ignore[reportCallIssue]
-    return model, {"a": 2 * W[:, 0] + 0.5 * noise, "b": jnp.zeros(1000, dtype)}
-
-
 def retrieval():
     """A memory of 1000 random patterns, and a corrupted one."""
     patterns = jr.normal(jr.key(0), (1000, 784)) / 28
@@ -95,7 +86,13 @@ def table():
     wide = {"rtol": 1e-5, "atol": 1e-5}
     rest, path = {"tol": 1e-6, "throw": False}, {"throw": False, "max_steps": 20000}
     cases = {
-        "rest, activation flow, τ = 1 and 0.1": (hl.relax, two_layers(), "activation", rest, None),
+        "rest, activation flow, τ = 1 and 0.1": (
+            hl.relax,
+            two_layers(jnp.float64),
+            "activation",
+            rest,
+            None,
+        ),
         "rest, state flow, from a plateau": (
             hl.relax,
             (hl.ExpLayer(5), plateau),

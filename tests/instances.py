@@ -77,6 +77,14 @@ def network(a, b, scale=1.0):
     return Network({"a": a, "b": b}, scale * jr.normal(jr.key(0), a.shape + b.shape))
 
 
+def two_layers(dtype):
+    """784 tanh units with τ = 1 and 1000 softmax units with τ = 0.1, and where to start."""
+    W = 6 / 28 * jr.normal(jr.key(0), (784, 1000), dtype)
+    layers = {"a": hl.TanhLayer(784), "b": hl.SoftmaxLayer(1000, beta=5.0, tau=0.1)}
+    noise = jr.normal(jr.key(1), (784,), dtype)
+    return Network(layers, W), {"a": 2 * W[:, 0] + 0.5 * noise, "b": jnp.zeros(1000, dtype)}
+
+
 class Memory(hl.AbstractEnergyModel):
     """A modern Hopfield memory: identity units with −lse(β X g)/β."""
 

@@ -61,6 +61,16 @@ def test_weights_against_mpmath(dtype):
 
 
 @SOLVERS
+def test_the_leak_is_exact_for_each_time_constant(solver, order):
+    tau, bias = jnp.array([1e-3, 1.0, 1e3]), jnp.array([0.5, -1.0, 2.0])
+    layer = hl.IdentityLayer(3, tau=tau, bias=bias)
+    end = diffrax.diffeqsolve(
+        diffrax.ODETerm(hl.EnergyFlow(layer, "activation")), solver, 0.0, 2.0, 1.0, jnp.ones(3)
+    ).ys[-1]
+    np.testing.assert_allclose(end, bias + (1 - bias) * jnp.exp(-2 / tau), rtol=1e-14)
+
+
+@SOLVERS
 def test_order(solver, order, reference):
     # Of the ends and, one less for ETD4RK, of all that lies between.
     dense = min(order, 3)

@@ -15,7 +15,7 @@ import pytest
 
 import hopfield_layers as hl
 
-from .instances import LAYERS, network, NETWORKS, SHAPE
+from .instances import LAYERS, network, NETWORKS, SHAPE, Springs, two_layers
 
 
 NETWORK = NETWORKS["tanh and softmax"]
@@ -25,15 +25,6 @@ FLOWS = pytest.mark.parametrize("flow", ["state", "activation"])
 
 def largest(tree):
     return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
-
-
-def two_layers(dtype):
-    """784 tanh units and 1000 slaved softmax units that remember 1000 patterns."""
-    W = 6 / 28 * jr.normal(jr.key(0), (784, 1000), dtype)
-    layers = {"a": hl.TanhLayer(784), "b": hl.SoftmaxLayer(1000, beta=5.0, tau=0.1)}
-    model = eqx.tree_at(lambda n: (n.layers, n.W), NETWORK, (layers, W))
-    noise = jr.normal(jr.key(1), (784,), dtype)
-    return model, {"a": 2 * W[:, 0] + 0.5 * noise, "b": jnp.zeros(1000, dtype)}
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(jnp.float64, 1e-8), (jnp.float32, 1e-4)])
@@ -283,6 +274,25 @@ def test_what_the_state_flow_keeps_of_its_start():
     np.testing.assert_allclose(rest.x, jnp.full(3, 0.2), atol=1e-9)
     jacobian = jax.jacobian(lambda x0: hl.relax(layer, x0, flow="state").x)(x0)
     np.testing.assert_array_equal(jacobian, jnp.zeros((3, 3)))
+    # Exactly I, as through u and not through H u, which has no derivative for the mean.
+    end = lambda bias: hl.relax(hl.SoftmaxLayer(3, bias=bias), x0, flow="state").x
+    np.testing.assert_allclose(jax.jacobian(end)(jnp.zeros(3)), jnp.eye(3), atol=1e-12)
+
+
+def test_gradients_where_clamped_units_split_a_row():
+    # Under the state flow H u = 0 then, but u isn't.
+    x0, clamp = jnp.array([0.3, -0.2, 0.5, 0.1]), jnp.array([True, False, False, True])
+
+    def end(bias):
+        layer = hl.SoftmaxLayer(4, beta=2.0, bias=bias)
+        rest = hl.relax(layer, x0, flow="state", clamp=clamp, tol=1e-12)
+        return jnp.concatenate([rest.x, layer.g(rest.x), rest.energy[None]])
+
+    bias = jnp.array([0.4, 0.1, -0.3, 0.2])
+    steps = 1e-5 * jnp.eye(4)
+    differences = (jax.vmap(end)(bias + steps) - jax.vmap(end)(bias - steps)).T / 2e-5
+    assert jnp.linalg.norm(differences[1:3]) > 0.1
+    np.testing.assert_allclose(jax.jacobian(end)(bias), differences, rtol=1e-6, atol=1e-9)
 
 
 def test_memory_of_the_gradient_does_not_grow_with_the_steps():
@@ -345,10 +355,15 @@ def test_batches_and_empty_ones(batch):
     np.testing.assert_allclose(rest.energy, layer.energy(rest.x) - g.sum((-1, -2)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2)])
-def test_unusual_shapes(shape):
-    rest = hl.relax(hl.TanhLayer(shape), jnp.ones((2, *shape)))
-    np.testing.assert_allclose(rest.x, jnp.zeros((2, *shape)), atol=1e-9)
+@pytest.mark.parametrize(
+    ("shape", "flow"), [((), "activation"), ((0,), "state"), ((3, 0, 2), "activation")]
+)
+def test_unusual_shapes(shape, flow):
+    end = lambda bias: hl.relax(hl.TanhLayer(shape, bias=bias), jnp.ones((2, *shape)), flow=flow).x
+    ends, pull = jax.vjp(end, jnp.full(shape, 0.5))
+    np.testing.assert_allclose(ends, jnp.full((2, *shape), 0.5), atol=1e-9)
+    # All of the samples share what depends on the bias.
+    np.testing.assert_allclose(pull(jnp.ones((2, *shape)))[0], jnp.full(shape, 2.0), rtol=1e-9)
 
 
 def test_out_of_steps():
@@ -369,6 +384,37 @@ def test_out_of_steps():
     np.testing.assert_allclose(rest.residual, -x * np.exp(x), rtol=1e-12)
     np.testing.assert_allclose(rest.energy, pair.energy(rest.x), rtol=1e-12)
     assert 0 < rest.time < 1e6
+
+
+def test_an_error_beside_tangents():
+    layer, x0 = hl.ExpLayer(3), jnp.array([0.0, -9.0, 0.0])
+    end = lambda x0: hl.relax(layer, x0, flow="state", max_steps=5).x
+    with pytest.raises(RuntimeError, match=r"slowest unit is x\[1\]"):
+        jax.jvp(end, (x0,), (x0,))
+
+
+@FLOWS
+def test_far_out_is_not_at_rest(flow):
+    # Where |τ dx/dt| of a bounded rate would be small beside |x|.
+    unbounded = Springs(jnp.array([-0.5, 1.0]), jnp.zeros(2), jnp.array(1.0))
+    rest = hl.relax(unbounded, jnp.ones(2), flow=flow, throw=False)
+    assert not rest.converged
+    np.testing.assert_allclose(rest.residual, abs(rest.x[0]) / 2, rtol=1e-12)
+    for x0, tau in ((jnp.full(3, 1e300), 1.0), (jnp.full(3, 1e38, jnp.float32), 1e-3)):
+        rest = hl.relax(hl.IdentityLayer(3, tau=tau), x0, flow=flow, max_steps=20, throw=False)
+        assert not rest.converged or jnp.max(jnp.abs(rest.x)) < 1e-4
+        np.testing.assert_allclose(rest.residual, jnp.max(jnp.abs(rest.x)), rtol=1e-6)
+
+
+@FLOWS
+def test_nan_is_said_at_once(flow):
+    layer = eqx.tree_at(lambda m: m.bias, hl.TanhLayer(3, use_bias=True), jnp.full(3, jnp.nan))
+    with pytest.raises(RuntimeError, match="NaN or leaves the range"):
+        hl.relax(layer, jnp.ones(3), flow=flow)
+    rest = hl.relax(layer, jnp.ones(3), flow=flow, throw=False)
+    assert not rest.converged
+    assert rest.num_steps <= 1
+    np.testing.assert_array_equal(rest.residual, jnp.inf)
 
 
 def test_what_overflows_is_not_converged():
@@ -412,6 +458,22 @@ def test_bad_input():
         hl.relax(layer, x0.at[1].set(jnp.nan))
     with pytest.raises(TypeError, match="Expected an AbstractEnergyModel"):
         hl.relax(hl.LTanh(), x0)
+    for state in ([1.0, 2.0, 3.0], {"a": x0}):
+        with pytest.raises(ValueError, match="Expected a state of the model, got PyTreeDef"):
+            hl.relax(layer, state)
+    with pytest.raises(ValueError, match="state of one array at least"):
+        hl.relax(layer, {})
+    with pytest.raises(TypeError, match=r"diffrax[\s\S]*Tsit5|Tsit5[\s\S]*diffrax"):
+        hl.relax(layer, x0, solver="Tsit5")
+    with pytest.raises(TypeError, match=r"diffrax[\s\S]*0\.1|0\.1[\s\S]*diffrax"):
+        hl.relax(layer, x0, stepsize_controller=0.1)
+    for split in (diffrax.KenCarp4(), diffrax.SemiImplicitEuler()):
+        with pytest.raises(ValueError, match="single ODETerm, got"):
+            hl.relax(layer, x0, solver=split)
+        with pytest.raises(ValueError, match="single ODETerm, got"):
+            hl.solve(layer, x0, 1.0, solver=split)
+    with pytest.raises(ValueError, match="restart of 1 at least, got 0"):
+        hl.newton_krylov(restart=0)
     with pytest.raises(ValueError, match="Constant steps have no tolerances"):
         hl.relax(
             layer,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .flow import EnergyFlow, times
+from .flow import EnergyFlow, Guarded, times
 
 
 class _Interpolation(diffrax.AbstractLocalInterpolation):
@@ -203,7 +203,7 @@ def _flow(terms: Any) -> EnergyFlow:
     while hasattr(terms, "term"):
         terms = terms.term
     field = getattr(terms, "vector_field", None)
-    field = getattr(field, "field", field)
+    field = field.field if isinstance(field, Guarded) else field
     if not isinstance(field, EnergyFlow) or field.flow != "activation":
         found = f'flow="{field.flow}"' if isinstance(field, EnergyFlow) else repr(field)
         raise ValueError(

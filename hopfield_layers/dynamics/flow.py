@@ -85,14 +85,18 @@ class EnergyFlow(eqx.Module):
 
     def __call__(self, t: ArrayLike, x: PyTree, args: PyTree = None) -> PyTree:
         x = jax.tree.map(as_float, x)
+        force = self.force(t, x)
+        return jax.tree.map(_rate, times(self.model, force), force)
+
+    def force(self, t: ArrayLike, x: PyTree) -> PyTree:
+        """τ dx/dt, of the structure and shapes of x: −H u or −u, and 0 at the clamped units."""
         u = self.drive(t, x)
         if self.flow == "state":
             _, u = jax.jvp(self.model.activations, (x,), (u,))
-        rate = jax.tree.map(_rate, times(self.model, u), u)
         if self.clamp is None:
-            return rate
+            return jax.tree.map(jnp.negative, u)
         clamp = fitted("clamp", self.clamp, x)
-        return jax.tree.map(lambda held, r: jnp.where(held, 0, r), clamp, rate)
+        return jax.tree.map(lambda held, u: jnp.where(held, 0, -u), clamp, u)
 
     def drive(self, t: ArrayLike, x: PyTree) -> PyTree:
         """u = ∂E/∂g − I, of the structure and shapes of x."""
@@ -130,9 +134,29 @@ def total(terms: PyTree, like: Array) -> Array:
     return sum(map(add, jax.tree.leaves(terms)), jnp.zeros_like(like))
 
 
-def _rate(tau: Array, u: Array) -> Array:
-    """−u/τ."""
-    return (-widened(u) / tau).astype(u.dtype)
+def _rate(tau: Array, force: Array) -> Array:
+    """force/τ."""
+    return (widened(force) / tau).astype(force.dtype)
+
+
+class Guarded(eqx.Module):
+    """A field that an adaptive solver may try anywhere.
+
+    A trial step may go where dx/dt overflows, an exponential unit at x = 1000 say. A large finite
+    rate makes the solver reject the step, where ∞ − ∞ among its stages would leave it without an
+    error to go by.
+    """
+
+    field: EnergyFlow
+
+    def __call__(self, t, x, args):
+        bounded = lambda rate: jnp.clip(rate, -fastest(rate), fastest(rate))
+        return jax.tree.map(bounded, self.field(t, x, args))
+
+
+def fastest(rate: Array) -> float:
+    """A rate that leaves room to add up stages."""
+    return float(jnp.finfo(rate.dtype).max) ** 0.9
 
 
 def fitted(name: str, tree: PyTree, x: PyTree) -> PyTree:
@@ -171,7 +195,8 @@ def _unsplit(model: Any, flow: str, clamp: PyTree) -> PyTree:
     if flow == "state":
         return clamp
     with jax.ensure_compile_time_eval():
-        split = _splits(model, clamp, state)
+        units = split_units(model, clamp, state)
+        split = jnp.any(jnp.array([jnp.any(leaf) for leaf in jax.tree.leaves(units)]))
     if isinstance(split, Tracer):
         return eqx.error_if(clamp, split, _SPLIT)
     if bool(split):
@@ -180,8 +205,8 @@ def _unsplit(model: Any, flow: str, clamp: PyTree) -> PyTree:
 
 
 @eqx.filter_jit
-def _splits(model: AbstractEnergyModel, clamp: PyTree, x: PyTree) -> Array:
-    """Whether the activation of a free unit depends on a clamped one.
+def split_units(model: AbstractEnergyModel, clamp: PyTree, x: PyTree) -> PyTree:
+    """The free units whose activation depends on a clamped one, for any state x of the model.
 
     A tangent of NaN at the clamped units shows where it does, by 0·NaN = NaN also where the
     derivative happens to vanish. Far out every bias drowns in rounding, so that a row's units are
@@ -196,11 +221,10 @@ def _splits(model: AbstractEnergyModel, clamp: PyTree, x: PyTree) -> Array:
             probe = jax.tree.map(fill, clamp, point)
             return jax.tree.map(jnp.isnan, jax.jvp(model.activations, (point,), (probe,))[1])
 
-        depends = lambda held, with_nan, without: jnp.any(with_nan & ~without & ~held)
-        found = jax.tree.map(depends, clamp, affected(jnp.nan), affected(0.0))
-        return jnp.any(jnp.array(jax.tree.leaves(found)))
+        depends = lambda held, with_nan, without: with_nan & ~without & ~held
+        return jax.tree.map(depends, clamp, affected(jnp.nan), affected(0.0))
 
-    return splits(0.0) | splits(1e20)
+    return jax.tree.map(jnp.logical_or, splits(0.0), splits(1e20))
 
 
 _SPLIT = (

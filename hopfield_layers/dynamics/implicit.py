@@ -28,6 +28,8 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
     An `optimistix.Newton`, for `diffrax.Kvaerno5` and its kin. Its own tolerances are those of the
     step size controller.
 
+    **Raises:** `ValueError` for a restart below 1.
+
     Source: Knoll & Keyes, "Jacobian-free Newton–Krylov methods", J. Comput. Phys. 193 (2004).
 
     ```python
@@ -42,6 +44,8 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
 
     ```
     """
+    if restart < 1:
+        raise ValueError(f"Expected a restart of 1 at least, got {restart}.")
     return diffrax.with_stepsize_controller_tols(optx.Newton)(
         linear_solver=Krylov(rtol, restart, cycles=4), cauchy_termination=False
     )
@@ -83,6 +87,8 @@ class Krylov(lx.AbstractLinearSolver):
 
     def compute(self, state, vector, options):
         """Of GMRES, for the vector divided by its size."""
+        if sum(v.size for v in jax.tree.leaves(vector)) == 0:
+            return vector, lx.RESULTS.successful, {}
         size = lx.internal.max_norm(vector)
         size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
         unit = jax.tree.map(lambda v: v / size, vector)

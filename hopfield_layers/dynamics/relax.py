@@ -16,7 +16,7 @@ from .descent import descend_on, energy_descent
 from .exponential import ETD2RK
 from .flow import EnergyFlow, times
 from .implicit import Krylov, newton_krylov, with_tolerances_of
-from .samples import as_arrays, per_sample, prepared
+from .samples import as_arrays, check_tools, per_sample, prepared
 from .settling import AtRest, Settling
 
 
@@ -31,6 +31,8 @@ class Relaxation(eqx.Module):
     - `converged`: whether |τ dx/dt| is within the tolerance in every unit.
     - `time`: the time t that the flow took, in the units of τ.
     - `num_steps`: the steps it took, rejected ones included.
+
+    x and the energy have derivatives; those of the others are 0.
 
     ```python
     >>> import hopfield_layers as hl
@@ -76,10 +78,10 @@ def relax(
     (I + S H) dx* = −∂u/∂θ dθ, with S = ∂²E_s/∂g² and H = ∂²L/∂x², by GMRES, without matrices and
     without the steps. For `flow="activation"` that is exact, and 0 with respect to free units of
     x0. For `flow="state"` the derivatives of g* and of the energy are exact where u is 0 or, for
-    x all around, H u is (a softmax's row, a dead ReLU), and no mask splits what a Lagrangian
-    couples; x* itself also keeps what H can't move of x0 (the mean of the row, the dead unit),
-    which its derivative ignores. Where a sample didn't converge the derivative means nothing, and
-    where GMRES finds none there is lineax's error.
+    x all around, H u is (a softmax's row, a dead ReLU); x* itself also keeps what H can't move of
+    x0 (the mean of the row, the dead unit), which its derivative ignores. Where a sample didn't
+    converge the derivative means nothing, and where GMRES finds none for one of a batch's samples
+    there is lineax's error.
 
     **Arguments:**
 
@@ -89,9 +91,9 @@ def relax(
     - `tol`: the bound on |τ dx/dt|, in the units of x, greater than 0. By default
         ε^(2/3)·(1 + |x|) for each unit: 4e-11 in float64, 2e-5 in float32, ε being
         the dtype's.
-    - `solver`: any diffrax solver for ODEs. By default [`hopfield_layers.ETD2RK`][] for the
-        activation flow, and for the state flow `diffrax.ImplicitEuler` with
-        [`hopfield_layers.newton_krylov`][].
+    - `solver`: any diffrax solver of a single `ODETerm`. By default
+        [`hopfield_layers.ETD2RK`][] for the activation flow, and for the state flow
+        `diffrax.ImplicitEuler` with [`hopfield_layers.newton_krylov`][].
     - `stepsize_controller`: a controller of diffrax that does not step to given times, for every
         step begins at t = 0. By default `diffrax.PIDController(rtol=1e-2,
         atol=1e-2)` under [`hopfield_layers.energy_descent`][]; constant steps under the latter for
@@ -108,8 +110,9 @@ def relax(
 
     **Raises:** `ValueError` for tol ≤ 0 or dt0 ≤ 0, for steps to given times, for inputs that
     depend on t, and as [`hopfield_layers.solve`][] for x0, masks and inputs. With
-    `throw=True`, `RuntimeError` for running out of steps. Where an outer jit hides the values an
-    `equinox.EquinoxRuntimeError`.
+    `throw=True`, `RuntimeError` for running out of steps and for what leaves the range of the
+    dtype. Where an outer jit hides the values it is an error at run time, which
+    `equinox.filter_jit` shows as an `equinox.EquinoxRuntimeError`.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.
@@ -142,6 +145,7 @@ def relax(
     inner = getattr(stepsize_controller, "controller", stepsize_controller)
     if isinstance(stepsize_controller, _TO_TIMES) or isinstance(inner, _TO_TIMES):
         raise ValueError("relax has no times to step to: expected constant steps or a PID.")
+    check_tools(solver, stepsize_controller)
     solver = with_tolerances_of(stepsize_controller, solver)
     max_steps = operator.index(max_steps)
     if max_steps < 1:
@@ -183,7 +187,10 @@ def _relax(flow: EnergyFlow, x0: PyTree, options: Any, max_steps: int) -> Relaxa
     adjoint = optx.ImplicitAdjoint(linear_solver=Krylov(precision, restart=50, cycles=100))
 
     def sample(field, x0):
-        # What decides about steps is not differentiated.
+        if all(x.size == 0 for x in jax.tree.leaves(x0)):
+            nothing, steps = jnp.zeros((), dtype), jnp.zeros((), int)
+            energy = field.energy(nothing, x0)
+            return Relaxation(x0, energy, nothing, jnp.array(True), nothing, steps)
         settling = Settling(
             flow=field,
             solver=solver,
@@ -205,17 +212,23 @@ def _relax(flow: EnergyFlow, x0: PyTree, options: Any, max_steps: int) -> Relaxa
 
 def _arrived(rest: Relaxation, field: EnergyFlow, max_steps: int) -> Relaxation:
     """`rest`, or an error if some sample isn't."""
-    if isinstance(rest.converged, Tracer):
-        return eqx.error_if(rest, jnp.any(~rest.converged), _STRAY.format(where=""))
     stray = ~rest.converged
+    if isinstance(stray, Tracer):
+        rest = eqx.error_if(rest, jnp.any(stray & jnp.isinf(rest.residual)), _BEYOND)
+        return eqx.error_if(rest, jnp.any(stray), _STRAY.format(where=""))
     if not bool(jnp.any(stray)):
         return rest
+    if bool(jnp.any(stray & jnp.isinf(rest.residual))):
+        raise RuntimeError(_BEYOND)
 
-    def excess(tau, rate):
-        speed = jnp.abs(tau * rate)
-        return speed * stray.reshape(stray.shape + (1,) * (speed.ndim - stray.ndim))
+    def excess(force):
+        return jnp.where(stray.reshape(stray.shape + (1,) * (force.ndim - stray.ndim)), force, 0)
 
-    speed = jax.tree.map(excess, times(field.model, rest.x), field(0.0, rest.x))
+    # Under jax.jvp the values are known, but tangents come with them.
+    x, still = jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, (rest.x, field)
+    )
+    speed = jax.tree.map(lambda force: jnp.abs(excess(force)), still.force(0.0, x))
     path, worst = max(
         jax.tree_util.tree_leaves_with_path(speed), key=lambda item: jnp.max(item[1], initial=0.0)
     )
@@ -229,6 +242,11 @@ def _arrived(rest: Relaxation, field: EnergyFlow, max_steps: int) -> Relaxation:
     raise RuntimeError(_STRAY.format(where=where))
 
 
+_BEYOND = (
+    "relax came to no rest: dx/dt is NaN or leaves the range of the dtype, because x0, the inputs "
+    "or the model's parameters do, or because the energy has no lower bound. With throw=False it "
+    "returns what it reached."
+)
 _TO_TIMES = (diffrax.StepTo, diffrax.ClipStepSizeController)
 _STRAY = (
     "relax ran out of steps before every unit came to rest.{where} Allow more max_steps or a "

@@ -1,8 +1,10 @@
-"""What every solve begins with: states checked, a guarded field, and one solve per sample."""
+"""What every solve begins with: states and solvers checked, and one solve per sample."""
 
+import typing
 from collections.abc import Callable
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .._arrays import as_float, widened
+from ..model import AbstractEnergyModel
 from .flow import as_mask, EnergyFlow, fitted, Inputs
 
 
@@ -19,11 +22,38 @@ def prepared(
 ) -> tuple[EnergyFlow, PyTree]:
     """The flow, and x0 in one dtype, float32 at least; or an error if they don't fit."""
     x0 = jax.tree.map(lambda x: widened(as_float(x)), x0)
+    if not jax.tree.leaves(x0):
+        raise ValueError(f"Expected a state of one array at least, got {x0}.")
     dtype = jnp.result_type(*jax.tree.leaves(x0))
     x0 = jax.tree.map(lambda x: _finite(x.astype(dtype)), x0)
+    if isinstance(model, AbstractEnergyModel):
+        _check_structure(model, x0)
     if clamp is not None:
         clamp = fitted("clamp", jax.tree.map(as_mask, clamp), x0)
     return EnergyFlow(model, flow, clamp, as_arrays(inputs, dtype)), x0
+
+
+def _check_structure(model: AbstractEnergyModel, x0: PyTree) -> None:
+    """Raises an error unless x0 is a state of the model."""
+    structure = jax.tree.structure(x0)
+    try:
+        g = jax.tree.structure(jax.eval_shape(model.activations, x0))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"Expected a state of the model, got {structure}: {error}") from error
+    if g != structure:
+        raise ValueError(f"Expected a state of the structure {g}, got {structure}.")
+
+
+def check_tools(solver: Any, controller: Any) -> None:
+    """Raises an error unless these are a solver of ODEs and a step size controller of diffrax."""
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(f"Expected a solver of diffrax, got {solver!r}.")
+    terms = solver.term_structure
+    terms = typing.get_origin(terms) or terms
+    if not isinstance(terms, type) or issubclass(terms, diffrax.MultiTerm):
+        raise ValueError(f"Expected a solver of a single ODETerm, got {type(solver).__name__}.")
+    if not isinstance(controller, diffrax.AbstractStepSizeController):
+        raise TypeError(f"Expected a step size controller of diffrax, got {controller!r}.")
 
 
 def _finite(x: Array) -> Array:
@@ -43,26 +73,6 @@ def as_arrays(tree: PyTree, dtype: Any) -> PyTree:
     """
     is_float = lambda x: isinstance(x, float | np.floating)
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if is_float(x) else x, tree)
-
-
-class Guarded(eqx.Module):
-    """A field that an adaptive solver may try anywhere.
-
-    A trial step may go where dx/dt overflows, an exponential unit at x = 1000 say. A large finite
-    rate makes the solver reject the step, where ∞ − ∞ among its stages would leave it without an
-    error to go by.
-    """
-
-    field: EnergyFlow
-
-    def __call__(self, t, x, args):
-        bounded = lambda rate: jnp.clip(rate, -fastest(rate), fastest(rate))
-        return jax.tree.map(bounded, self.field(t, x, args))
-
-
-def fastest(rate: Array) -> float:
-    """A rate that leaves room to add up stages."""
-    return float(jnp.finfo(rate.dtype).max) ** 0.9
 
 
 def per_sample(solve: Callable[..., Any], flow: EnergyFlow, x0: PyTree) -> Any:

@@ -9,21 +9,31 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
-from .flow import EnergyFlow, times
-from .samples import Guarded
+from .flow import EnergyFlow, Guarded, split_units
 
 
 class AtRest(eqx.Module):
-    """What vanishes at a fixed point: −u, and at the clamped units x₀ − x."""
+    """What vanishes at a fixed point: −u, and at the clamped units x₀ − x.
+
+    For the state flow too, whose own −H u vanishes wherever H does. It is only in the rest of a row
+    that clamped units split that H u = 0 doesn't mean u = 0.
+    """
 
     flow: EnergyFlow
 
     def __call__(self, x, x0):
-        u = self.flow.drive(jnp.zeros(()), x)
-        if self.flow.clamp is None:
-            return jax.tree.map(jnp.negative, u)
-        missing = lambda held, x, x0, u: jnp.where(held, x0 - x, -u)
-        return jax.tree.map(missing, self.flow.clamp, x, x0, u)
+        t, clamp = jnp.zeros(()), self.flow.clamp
+        # Times a one that vmap takes for a sample's own: Equinox can't transpose a linear solve
+        # whose right-hand side all samples share.
+        own = lambda x0, u: -u * jnp.where(jnp.isnan(x0), 1, 1).astype(u.dtype)
+        toward = jax.tree.map(own, x0, self.flow.drive(t, x))
+        if clamp is None:
+            return toward
+        if self.flow.flow == "state":
+            split = split_units(self.flow.model, clamp, x)
+            toward = jax.tree.map(jnp.where, split, self.flow.force(t, x), toward)
+        missing = lambda held, x, x0, force: jnp.where(held, x0 - x, force)
+        return jax.tree.map(missing, clamp, x, x0, toward)
 
 
 class SettlingState(eqx.Module):
@@ -35,6 +45,7 @@ class SettlingState(eqx.Module):
     time: Array
     residual: Array
     at_rest: Array
+    lost: Array
 
 
 class Settling(optx.AbstractRootFinder):
@@ -92,17 +103,17 @@ class Settling(optx.AbstractRootFinder):
             state.controller,
         )
         finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(y1)]
-        keep = keep & solved & jnp.all(jnp.array(finite))
         dt = jnp.minimum(next_end - next_start, self.longest)
         kept = SettlingState(solver, controller, dt, state.time + state.dt, *self._measured(y1))
+        keep = keep & solved & jnp.all(jnp.array(finite)) & ~kept.lost
         rejected = eqx.tree_at(lambda s: (s.controller, s.dt), state, (controller, dt))
         choose = lambda a, b: jnp.where(keep, a, b)
         return *jax.tree.map(choose, (y1, kept), (y, rejected)), None
 
     def terminate(self, fn, y, args, options, state, tags):
-        """Whether every unit is at rest."""
+        """Whether every unit is at rest, or NaN from the start."""
         del fn, y, args, options, tags
-        return state.at_rest, optx.RESULTS.successful
+        return state.at_rest | state.lost, optx.RESULTS.successful
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
         del fn, args, options, state, tags, result
@@ -112,13 +123,10 @@ class Settling(optx.AbstractRootFinder):
         return diffrax.ODETerm(Guarded(self.flow))
 
     def _measured(self, x):
-        """The largest |τ dx/dt|, and whether that of every unit is small enough."""
-        rate = Guarded(self.flow)(jnp.zeros(()), x, None)
-        speed = jax.tree.map(
-            lambda tau, rate: jnp.nan_to_num(jnp.abs(tau * rate), nan=jnp.inf, posinf=jnp.inf),
-            times(self.flow.model, x),
-            rate,
-        )
-        largest = [jnp.max(s, initial=0.0) for s in jax.tree.leaves(speed)]
-        small = jax.tree.map(lambda s, x: jnp.all(s < self.atol + self.rtol * abs(x)), speed, x)
-        return jnp.max(jnp.array(largest)), jnp.all(jnp.array(jax.tree.leaves(small)))
+        """The largest |τ dx/dt|, whether that of every unit is small enough, and if any is NaN."""
+        force = self.flow.force(jnp.zeros(()), x)
+        over = lambda of: jnp.array(jax.tree.leaves(jax.tree.map(of, force, x)))
+        largest = jnp.max(over(lambda f, x: jnp.max(jnp.abs(f), initial=0.0)))
+        small = over(lambda f, x: jnp.all(jnp.abs(f) < self.atol + self.rtol * jnp.abs(x)))
+        lost = jnp.isnan(largest)
+        return jnp.where(lost, jnp.inf, largest), jnp.all(small), lost

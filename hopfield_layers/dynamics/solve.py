@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .descent import descend_on
-from .flow import EnergyFlow, Inputs
-from .samples import as_arrays, fastest, Guarded, per_sample, prepared
+from .flow import EnergyFlow, fastest, Guarded, Inputs
+from .samples import as_arrays, check_tools, per_sample, prepared
 
 
 def solve(
@@ -48,7 +48,7 @@ def solve(
     - `clamp`: the units that keep their values: a tree of boolean masks that broadcast to x0.
     - `inputs`: the external input I: a tree of arrays that broadcast to x0, or a function of t that
         returns one for a single sample.
-    - `solver`: any diffrax solver for ODEs. By default `diffrax.Tsit5()`.
+    - `solver`: any diffrax solver of a single `ODETerm`. By default `diffrax.Tsit5()`.
     - `stepsize_controller`: any diffrax controller. By default
         `diffrax.PIDController(rtol=1e-5, atol=1e-7)`; `diffrax.ConstantStepSize()` takes steps
         of dt0.
@@ -82,11 +82,13 @@ def solve(
     dtype = jnp.result_type(*jax.tree.leaves(x0))
     if stepsize_controller is None:
         stepsize_controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
+    solver = diffrax.Tsit5() if solver is None else solver
+    check_tools(solver, stepsize_controller)
     if dt0 is None and isinstance(stepsize_controller, diffrax.ConstantStepSize):
         raise ValueError("Constant steps need their size, dt0.")
     t0 = jnp.asarray(t0, dtype)
     options |= {
-        "solver": diffrax.Tsit5() if solver is None else solver,
+        "solver": solver,
         "t0": t0,
         "t1": _after(t0, jnp.asarray(t1, dtype)),
         "dt0": None if dt0 is None else jnp.asarray(dt0, dtype),
