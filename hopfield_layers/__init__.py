@@ -65,18 +65,38 @@ from .layers import (
     TanhLayer,
 )
 from .model import AbstractEnergyModel
+from .network import HAM
+from .synapses import (
+    AbstractSynapse,
+    AttentionSynapse,
+    BiasSynapse,
+    ConvSynapse,
+    DenseSynapse,
+    HiddenSynapse,
+    HiddenTensorSynapse,
+    MixerSynapse,
+    SelfAttentionSynapse,
+)
 
 
 __all__ = [
     "ETD2RK",
     "ETD4RK",
+    "HAM",
     "AbstractEnergyModel",
     "AbstractLagrangian",
+    "AbstractSynapse",
+    "AttentionSynapse",
+    "BiasSynapse",
+    "ConvSynapse",
     "CoshLayer",
+    "DenseSynapse",
     "EnergyFlow",
     "EntmaxLayer",
     "ExpLayer",
     "GhostmaxLayer",
+    "HiddenSynapse",
+    "HiddenTensorSynapse",
     "IdentityLayer",
     "LCosh",
     "LEntmax",
@@ -96,11 +116,13 @@ __all__ = [
     "Layer",
     "LayerNormLayer",
     "MakeLayer",
+    "MixerSynapse",
     "PowerLayer",
     "Relaxation",
     "ReluLayer",
     "RepuLayer",
     "RexpLayer",
+    "SelfAttentionSynapse",
     "SigmoidLayer",
     "SoftmaxLayer",
     "SparsemaxLayer",

@@ -1,6 +1,7 @@
 """Conversion and checks of what users pass in."""
 
 import math
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,6 +31,27 @@ def as_float(x: Any) -> Array:
 def widened(x: Array) -> Array:
     """`x` in float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """`shape` as a tuple of non-negative ints; one size is `(size,)`."""
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    try:
+        checked = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        checked = None
+    if checked is None or any(size < 0 or isinstance(size, bool) for size in sizes):
+        raise ValueError(f"Expected a size or a tuple of sizes, integers ≥ 0, got {shape!r}.")
+    return checked
+
+
+def as_state(x: Any, shape: tuple[int, ...], of: str = "") -> Array:
+    """`x` as a floating array of shape `(*batch, *shape)`, or a `ValueError` that states both."""
+    x = as_float(x)
+    if x.shape[max(x.ndim - len(shape), 0) :] != shape:
+        expected = ", ".join(["*batch", *map(str, shape)])
+        raise ValueError(f"Expected a state{of} of shape ({expected}), got {x.shape}.")
+    return x
 
 
 def spread(name: str, x: Array, shape: tuple[int, ...]) -> Array:

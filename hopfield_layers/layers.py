@@ -1,7 +1,6 @@
 """Neuron layers: a Lagrangian with a shape, a time constant and a bias."""
 
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
-from ._arrays import as_float, check_range, spread, widened
+from ._arrays import as_float, as_shape, as_state, check_range, spread, widened
 from .lagrangians import (
     AbstractLagrangian,
     as_lagrangian,
@@ -93,7 +92,7 @@ class Layer(AbstractEnergyModel):
         elif kwargs:
             raise TypeError(f"Only a Lagrangian's factory takes {sorted(kwargs)}.")
         self.lagrangian = as_lagrangian(lagrangian)
-        self.shape = _as_shape(shape)
+        self.shape = as_shape(shape)
         self.tau = as_float(tau)
         if bias is not None:
             self.bias = as_float(bias)
@@ -140,7 +139,7 @@ class Layer(AbstractEnergyModel):
 
     def dEdg(self, x: ArrayLike) -> Array:
         """∂E/∂g = z = x − b, of the shape of x."""
-        x = self._checked(x)
+        x = as_state(x, self.shape)
         return self._shifted(x).astype(x.dtype)
 
     def energy_bound(self) -> Array:
@@ -149,40 +148,21 @@ class Layer(AbstractEnergyModel):
 
     def init_state(self, bs: int | None = None, rng: PRNGKeyArray | None = None) -> Array:
         """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""
-        shape = self.shape if bs is None else _as_shape(bs) + self.shape
+        shape = self.shape if bs is None else as_shape(bs) + self.shape
         return jnp.zeros(shape) if rng is None else jr.normal(rng, shape)
-
-    def _checked(self, x: ArrayLike) -> Array:
-        x = as_float(x)
-        if x.shape[max(x.ndim - len(self.shape), 0) :] != self.shape:
-            expected = ", ".join(["*batch", *map(str, self.shape)])
-            raise ValueError(f"Expected a state of shape ({expected}), got {x.shape}.")
-        return x
 
     def _shifted(self, x: Array) -> Array:
         z = widened(x)
         return z if self.bias is None else z - self.bias.astype(z.dtype)
 
     def _per_sample(self, fn: Callable[[Array], Array], x: ArrayLike) -> Array:
-        x = self._checked(x)
+        x = as_state(x, self.shape)
         for _ in range(x.ndim - len(self.shape)):
             fn = jax.vmap(fn)
         return fn(self._shifted(x)).astype(x.dtype)
 
     def __repr__(self) -> str:
         return pformat(self)
-
-
-def _as_shape(shape: Any) -> tuple[int, ...]:
-    """`shape` as a tuple of non-negative ints; one size is `(size,)`."""
-    sizes = shape if isinstance(shape, tuple | list) else (shape,)
-    try:
-        checked = tuple(operator.index(size) for size in sizes)
-    except TypeError:
-        checked = None
-    if checked is None or any(size < 0 or isinstance(size, bool) for size in sizes):
-        raise ValueError(f"Expected a size or a tuple of sizes, integers ≥ 0, got {shape!r}.")
-    return checked
 
 
 _LAYER_ARGUMENTS = """**Arguments of the layer:**

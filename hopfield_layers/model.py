@@ -42,13 +42,13 @@ class AbstractEnergyModel(eqx.Module):
     tau: eqx.AbstractVar[PyTree]
 
     @abc.abstractmethod
-    def energy(self, x: PyTree) -> Array:
+    def energy(self, x: PyTree, /) -> Array:
         """E(x), of the shape of the batch axes."""
 
     @abc.abstractmethod
-    def activations(self, x: PyTree) -> PyTree:
+    def activations(self, x: PyTree, /) -> PyTree:
         """g = ∂L/∂x."""
 
     @abc.abstractmethod
-    def dEdg(self, x: PyTree) -> PyTree:
+    def dEdg(self, x: PyTree, /) -> PyTree:
         """u = ∂E/∂g."""

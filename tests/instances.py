@@ -1,8 +1,10 @@
 """One of everything, for the laws to run over."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 
 import hopfield_layers as hl
 
@@ -130,4 +132,121 @@ NETWORKS = {
     ),
     "memory": Memory(jr.normal(jr.key(1), (7, 5)), jnp.array(3.0), jnp.array(0.7)),
     "springs": Springs(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 0.0, -2.0]), jnp.array(0.5)),
+}
+
+RNG = np.random.default_rng(20)
+
+
+def normal(scale, *shape):
+    """Drawn by numpy, which compiles nothing."""
+    return jnp.asarray(scale * RNG.normal(size=shape))
+
+
+CAUSAL = jnp.tril(jnp.ones((4, 5), bool), -1)  # the first query has no key
+SYNAPSES = {
+    "dense, one layer": hl.DenseSynapse([(2, 3)], W=normal(1.0, 6)),
+    "dense": hl.DenseSynapse([(2, 3), 4], W=normal(1.0, 6, 4)),
+    "dense, three layers": hl.DenseSynapse([3, (2, 2), 2], W=normal(1.0, 3, 4, 2)),
+    "hidden": hl.HiddenSynapse([(2, 3), 4], 5, Ws=[normal(1.0, 6, 5), normal(1.0, 4, 5)]),
+    "memory": hl.HiddenSynapse.from_patterns(normal(1.0, 5, 2, 3), hl.LSoftmax(beta=1.3)),
+    "hidden tensor": hl.HiddenTensorSynapse(
+        [(2, 2), 3],
+        4,
+        num_heads=2,
+        hidden_lagrangian=hl.LSoftmax(),
+        W=normal(1.0, 2, 4, 4, 3),
+    ),
+    "convolution": hl.ConvSynapse([(5, 4, 2), (5, 4, 3)], 3, kernel=normal(1.0, 3, 3, 2, 3)),
+    "convolution, pooled": hl.ConvSynapse(
+        [(5, 6, 2), (2, 3, 3)], (2, 3), pool="max", kernel=normal(1.0, 2, 3, 2, 3)
+    ),
+    "attention": hl.AttentionSynapse(
+        [(2, 2, 3), (5, 4)],
+        num_heads=2,
+        zspace_dim=3,
+        hidden_lagrangian=hl.LSoftmax(beta=0.8),
+        Wq=normal(0.7, 3, 2, 3),
+        Wk=normal(0.7, 4, 2, 3),
+    ),
+    "attention, masked": hl.AttentionSynapse(
+        [(4, 3), (5, 4)],
+        num_heads=2,
+        zspace_dim=3,
+        mask=CAUSAL,
+        Wq=normal(0.7, 3, 2, 3),
+        Wk=normal(0.7, 4, 2, 3),
+    ),
+    "self-attention": hl.SelfAttentionSynapse(
+        (4, 3), zspace_dim=2, Wq=normal(0.7, 3, 1, 2), Wk=normal(0.7, 3, 1, 2)
+    ),
+    "mixer": hl.MixerSynapse(
+        [(5, 3), (5, 2)], num_heads=2, zspace_dim=3, W=normal(0.5, 2, 3, 3, 2)
+    ),
+    "bias": hl.BiasSynapse((2, 3), b=normal(1.0, 2, 3)),
+}
+
+
+class Repulsion(eqx.Module):
+    """An energy as a user might write it: ½ k Σ (g₁ + g₂)²."""
+
+    strength: jax.Array
+
+    def energy(self, g1, g2):
+        return self.strength * jnp.sum((g1 + g2) ** 2) / 2
+
+
+def ripple(g):
+    return 0.3 * jnp.sum(jnp.cos(2 * g))
+
+
+HAMS = {
+    "pair": hl.HAM(
+        {
+            "x": hl.IdentityLayer(6, bias=normal(0.3, 6)),
+            "h": hl.SoftmaxLayer(4, beta=2.0, tau=0.1, bias=normal(0.3, 4)),
+        },
+        {"W": hl.DenseSynapse([6, 4], W=normal(1.0, 6, 4))},
+        [(("x", "h"), "W")],
+    ),
+    "convolutional": hl.HAM(
+        {
+            "pixels": hl.TanhLayer((4, 4, 1), beta=1.5, bias=normal(0.3, 4, 4, 1)),
+            "features": hl.SigmoidLayer((2, 2, 3), beta=2.0, tau=0.5),
+            "label": hl.SoftmaxLayer(3, tau=0.2, bias=normal(0.3, 3)),
+        },
+        {
+            "kernel": hl.ConvSynapse(
+                [(4, 4, 1), (2, 2, 3)], 3, pool="avg", kernel=normal(0.5, 3, 3, 1, 3)
+            ),
+            "readout": hl.DenseSynapse([(2, 2, 3), 3], W=normal(0.5, 12, 3)),
+        },
+        [(("pixels", "features"), "kernel"), (("features", "label"), "readout")],
+    ),
+    "transformer": hl.HAM(
+        {"tokens": hl.LayerNormLayer((4, 3), delta=0.2, bias=normal(0.3, 4, 3))},
+        {
+            "attention": SYNAPSES["self-attention"],
+            "memory": hl.HiddenSynapse([(4, 3)], 7, Ws=[normal(0.5, 12, 7)]),
+        },
+        [(("tokens",), "attention"), (("tokens",), "memory")],
+    ),
+    "shared": hl.HAM(
+        {
+            "a": hl.TanhLayer(3, bias=normal(0.3, 3)),
+            "b": hl.SigmoidLayer(3, tau=jnp.array([0.3, 1.0, 3.0])),
+            "c": hl.GhostmaxLayer(3, tau=2.0),
+            "unused": hl.ReluLayer((2, 2), bias=normal(0.3, 2, 2)),
+        },
+        {
+            "triple": hl.DenseSynapse([3, 3, 3], W=normal(1.0, 3, 3, 3)),
+            "repulsion": Repulsion(jnp.array(0.7, float)),
+            "ripple": ripple,
+        },
+        [
+            (("a", "b", "c"), "triple"),
+            (("a", "b"), "repulsion"),
+            (("b", "c"), "repulsion", "between b and c"),
+            (["b"], "ripple"),
+        ],
+    ),
 }

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +70,85 @@ def test_energy_analysis(case):
     assert solution.ys is not None
     np.testing.assert_allclose(layer.energy(solution.ys[:-1]), case["energies"], rtol=RTOL)
     np.testing.assert_allclose(solution.ys[-1], case["x_final"], rtol=RTOL)
+
+
+def _synapse(kind, shapes, weights):
+    """This library's synapse of HAMUX's name."""
+    w = {name: jnp.array(value) for name, value in weights.items() if name != "Ws"}
+    softmax = {"hidden_lagrangian": hl.LSoftmax(beta=0.8), "num_heads": 2, "zspace_dim": 3}
+    if kind == "DenseSynapse":
+        return hl.DenseSynapse(shapes, **w)
+    if kind == "DenseMatrixSynapseWithHiddenLayer":
+        Ws = [jnp.array(W) for W in weights["Ws"]]
+        return hl.HiddenSynapse(shapes, 7, hidden_lagrangian=hl.LSoftmax(beta=1.5), Ws=Ws)
+    if kind == "SelfAttentionSynapse":
+        return hl.SelfAttentionSynapse(*shapes, **softmax, **w)
+    if kind == "BinaryMixerSynapse":
+        heads, z, _, _ = w["W"].shape
+        return hl.MixerSynapse(shapes, num_heads=heads, zspace_dim=z, **w)
+    pool = {"ConvSynapse": None, "ConvSynapseWithPool": "avg"}[kind]
+    return InSinglePrecision(hl.ConvSynapse(shapes, 3, pool=pool, kernel=w["kernel_HWIO"]))
+
+
+class InSinglePrecision(eqx.Module):
+    """A convolution as the reference computes it, also in its float64 tables."""
+
+    synapse: hl.ConvSynapse
+
+    def energy(self, g1, g2):
+        single = [g.astype(jnp.float32) for g in (g1, g2)]
+        convolved = jax.grad(self.synapse.alignment, 1)(*single)  # A is linear in g²
+        return -jnp.sum(g2 * convolved)
+
+
+@pytest.mark.parametrize("case", REFERENCE["hams"], ids=lambda case: case["name"])
+def test_ham(case):
+    layers = {
+        f"x{i}": hl.Layer(
+            getattr(hl, layer["lagrangian"])(**layer["kwargs"]), layer["shape"], layer["tau"]
+        )
+        for i, layer in enumerate(case["layers"])
+    }
+    connections = [([f"x{i}" for i in joined], f"s{s}") for joined, s in case["connections"]]
+    synapses = {
+        name: _synapse(kind, [layers[layer].shape for layer in joined], weights)
+        for (joined, name), kind, weights in zip(
+            connections, case["synapses"], case["weights"], strict=True
+        )
+    }
+    ham = hl.HAM(layers, synapses, connections)
+    x0, dEdg, ends = (
+        {f"x{i}": jnp.array(x) for i, x in enumerate(case[key])}
+        for key in ("x0", "dEdg", "euler_x20")
+    )
+
+    solution = hl.solve(
+        ham,
+        x0,
+        t1=20 * case["euler_dt"],
+        dt0=case["euler_dt"],
+        flow="activation",
+        solver=diffrax.Euler(),
+        stepsize_controller=diffrax.ConstantStepSize(),
+        saveat=diffrax.SaveAt(t0=True, steps=True),
+        max_steps=20,
+    )
+    assert solution.ys is not None
+    convolution = isinstance(synapses["s0"], InSinglePrecision)
+    double = ham
+    if convolution:
+        double = hl.HAM(layers, {"s0": synapses["s0"].synapse}, connections)
+    parts, energies, slopes, slopes_in_double = eqx.filter_jit(
+        lambda ham, double, xs: (ham.energies(xs), ham.energy(xs), ham.dEdg(xs), double.dEdg(xs))
+    )(ham, double, solution.ys)
+    for kind, key in (("layers", "layer_energy"), ("connections", "synapse_energy")):
+        np.testing.assert_allclose(sum(parts[kind].values())[0], case[key], rtol=1e-10)
+    np.testing.assert_allclose(energies[0], case["energy"], rtol=1e-10)
+    np.testing.assert_allclose(energies[:20], case["euler_energies"], rtol=1e-10)
+    rounding = 1e-6 if convolution else 1e-14
+    for name, y in solution.ys.items():
+        np.testing.assert_array_equal(y[0], x0[name])
+        np.testing.assert_allclose(y[-1], ends[name], rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(slopes[name][0], dEdg[name], rtol=1e-10, atol=1e-14)
+        ours = slopes_in_double[name][0]
+        np.testing.assert_allclose(ours, dEdg[name], rtol=1e-10, atol=rounding)

@@ -179,7 +179,10 @@ class CallableLagrangian(AbstractLagrangian):
         x = as_float(x)
         z = widened(x)
         value, g = jax.value_and_grad(self._value)(z)
-        return (jnp.sum(z * g) - value).astype(x.dtype)
+        product = jnp.sum(z * g)
+        # Where both overflow so does E, of a callable that grows faster than |x|.
+        beyond = (product == jnp.inf) & (value == jnp.inf)
+        return jnp.where(beyond, jnp.inf, product - value).astype(x.dtype)
 
 
 def as_lagrangian(fn: Any) -> AbstractLagrangian:
@@ -221,7 +224,7 @@ def as_lagrangian(fn: Any) -> AbstractLagrangian:
     return CallableLagrangian(fn)
 
 
-def pformat(module: eqx.Module) -> str:
+def pformat(module: PyTree) -> str:
     """Equinox's representation with the numbers of scalar parameters shown."""
 
     def show(leaf):
