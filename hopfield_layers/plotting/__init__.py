@@ -1,0 +1,20 @@
+"""Pictures of Lagrangians, energies, states and networks, with Matplotlib.
+
+Each function draws into `ax`, or into a new figure of pyplot without one, and returns the axes;
+none shows, saves or closes anything. Needs the extra `plots`.
+"""
+
+try:
+    import matplotlib as _matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'hopfield_layers.plotting needs Matplotlib: pip install "hopfield_layers[plots]".'
+    ) from error
+
+from .energies import plot_energy
+from .lagrangian import plot_lagrangian
+from .networks import plot_network
+from .states import plot_states
+
+
+__all__ = ["plot_energy", "plot_lagrangian", "plot_network", "plot_states"]
