@@ -115,8 +115,12 @@ def main() -> None:
             error = np.sqrt(known * (1 - known) / queries)
             line = f"{kind:10}{count:8}{queries:9}{rate(digits, kind, count, args.seeds):11.4f}"
             print(f"{line}{known:11.2f}{error:8.4f}", flush=True)
+    count = max(args.stored)
+    patterns = np.random.default_rng(0).permutation(digits)[:count]
+    least = np.min(cosines(relaxed(network(patterns, KINDS["sparsemax"]), patterns), patterns))
+    print(f"sparsemax, half clamped, at rest: all {count} cosines are at least {least:.3f}")
     args.out.mkdir(parents=True, exist_ok=True)
-    save(draw(digits, labels, max(args.stored)), args.out / "retrieval_digits.png")
+    save(draw(digits, labels, count), args.out / "retrieval_digits.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Neuron layers from Lagrangians, and the dynamics that lets them settle.
+"""Neuron layers from Lagrangians, networks of them, and the dynamics that lets them settle.
 
 A layer is a convex scalar function L (its Lagrangian) of a state x, shifted by a bias b: z = x − b.
 
@@ -6,7 +6,8 @@ A layer is a convex scalar function L (its Lagrangian) of a state x, shifted by 
 |---|---|
 | activation | g = ∂L/∂z |
 | energy, the Legendre transform | E = Σ z·g − L(z) = L*(g) ≥ −L(0) |
-| drive, with an external input I | u = ∂E/∂g = z − I |
+| network of layers and synapses | E = Σ layers E(x) + Σ synapses E_s(g₁, g₂, …) |
+| drive, with an external input I | u = ∂E/∂g = z + ∂E_s/∂g − I |
 | `flow="state"` | τ dx/dt = −∂E/∂x = −H u, with H = ∂²L/∂x² |
 | `flow="activation"` | τ dx/dt = −∂E/∂g = −u |
 | descent | dE/dt = −‖H u‖²/τ and −uᵀH u/τ, never positive |

@@ -168,7 +168,7 @@ class HAM(AbstractEnergyModel):
 
     def _checked(self, xs: dict[str, ArrayLike]) -> tuple[State, tuple[int, ...], Any]:
         """The states as arrays, their batch axes and the dtype of energies."""
-        names = set(xs) if isinstance(xs, dict) else None
+        names = set(xs) if type(xs) is dict else None  # of other kinds trees don't fit
         if names != set(self.layers):
             got = repr(xs) if names is None else f"one of {sorted(names, key=str)}"
             raise ValueError(

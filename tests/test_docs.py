@@ -9,20 +9,31 @@ import jax
 import pytest
 
 import hopfield_layers as hl
+from hopfield_layers import testing
 
 
+# beartype picks the items that it checks with the random module.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", hl.__all__)
-def test_docstring(name):
-    documentation = inspect.getdoc(getattr(hl, name))
+PUBLIC = [(hl, name) for name in hl.__all__] + [
+    (testing, name)
+    for name, value in vars(testing).items()
+    if inspect.isfunction(value) and not name.startswith("_")
+]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_docstring(module, name):
+    documentation = inspect.getdoc(getattr(module, name))
     assert documentation
     example = doctest.DocTestParser().get_doctest(documentation, {}, name, None, None)
     assert example.examples
     with jax.enable_x64(False):
-        failures, _ = doctest.DocTestRunner(verbose=False).run(example)
+        options = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+        failures, _ = doctest.DocTestRunner(verbose=False, optionflags=options).run(example)
     assert failures == 0
 
 
@@ -34,7 +45,8 @@ def test_public_names():
     }
 
 
-def test_readme_code():
+def test_readme_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     namespace = {}

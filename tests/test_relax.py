@@ -109,6 +109,16 @@ def test_the_residual_is_in_units_of_tau_dx_dt():
     np.testing.assert_allclose(rest.residual, largest(layer.dEdg(rest.x)), rtol=1e-12)
 
 
+def test_steps_that_lead_back_to_where_they_began():
+    # Layer norm near its bias, where steps of 1.2 τ made x₁ = x₀ with u far from 0.
+    Wq, Wk = jnp.eye(2), jnp.array([[-0.00219356, 0.01228359], [-0.00195167, 0.0001011]])
+    attention = hl.SelfAttentionSynapse((3, 2), Wq=Wq[:, None], Wk=Wk[:, None])
+    ham = hl.HAM({"x": hl.LayerNormLayer((3, 2))}, {"a": attention}, [(("x",), "a")])
+    rest = hl.relax(ham, {"x": jnp.broadcast_to(jnp.array([1.0, 2.0]), (3, 2))})
+    assert rest.num_steps < 200
+    assert largest(ham.dEdg(rest.x)) < 1e-9
+
+
 def test_out_of_reach_is_not_out_of_range():
     # A tolerance below all rounding: the steps grow up to a bound. And Euler's steps to infinity.
     rest = hl.relax(NETWORK, X0, tol=1e-300, throw=False)

@@ -32,7 +32,7 @@ def cosines(x, y):
     return np.sum(x * y, 1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
 
 
-def test_every_digit_of_2048_comes_back_from_its_half(digits):
+def test_digits_come_back_from_their_halves_out_of_2048(digits):
     patterns = stored(digits, 2048, seed=0)
     ham = network(patterns, hl.LSparsemax(beta=0.1))
     x0 = {"x": jnp.where(KNOWN, patterns[:256], 0)}

@@ -125,17 +125,17 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
             # A step that was made shorter doesn't count before it gets where it was to end.
             arrived = t1 >= state.end
             next_t0 = t1
-            end, inner = _where(arrived, (end, inner), (state.end, state.inner))
+            end, inner = where(arrived, (end, inner), (state.end, state.inner))
         after = self._at(t1, y1_candidate)
         falls = _falls(y0, state.start, y1_candidate, after)
         uphill = keep & ~falls
-        end, inner = _where(uphill, (state.end, state.inner), (end, inner))
+        end, inner = where(uphill, (state.end, state.inner), (end, inner))
         next_t0 = jnp.where(uphill, t0, next_t0)
         keep = keep & falls
         longest = jnp.where(keep, _GROW * state.longest, state.longest)
         longest = jnp.where(uphill, _SHRINK * (t1 - t0), longest)
         next_t1 = jnp.minimum(end, next_t0 + longest)
-        state = _DescentState(_where(keep, after, state.start), inner, end, longest)
+        state = _DescentState(where(keep, after, state.start), inner, end, longest)
         return keep, next_t0, next_t1, made_jump, state, result
 
     def _at(self, t, x) -> _Point:
@@ -167,7 +167,7 @@ class _AdaptiveDescent(_AbstractDescent, diffrax.AbstractAdaptiveStepSizeControl
         return self.controller.norm
 
 
-def _where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
+def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
-from .flow import EnergyFlow, Guarded, split_units
+from .descent import where
+from .flow import EnergyFlow, Guarded, split_units, times
 
 
 class AtRest(eqx.Module):
@@ -105,10 +106,12 @@ class Settling(optx.AbstractRootFinder):
         finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(y1)]
         dt = jnp.minimum(next_end - next_start, self.longest)
         kept = SettlingState(solver, controller, dt, state.time + state.dt, *self._measured(y1))
-        keep = keep & solved & jnp.all(jnp.array(finite)) & ~kept.lost
+        # A long step may lead back to where it began, and so may all that follow.
+        stuck = keep & self._is_stuck(y, y1, state.dt, state.residual)
+        controller, dt = where(stuck, (state.controller, state.dt / 4), (controller, dt))
+        keep = keep & solved & jnp.all(jnp.array(finite)) & ~kept.lost & ~stuck
         rejected = eqx.tree_at(lambda s: (s.controller, s.dt), state, (controller, dt))
-        choose = lambda a, b: jnp.where(keep, a, b)
-        return *jax.tree.map(choose, (y1, kept), (y, rejected)), None
+        return *where(keep, (y1, kept), (y, rejected)), None
 
     def terminate(self, fn, y, args, options, state, tags):
         """Whether every unit is at rest, or NaN from the start."""
@@ -121,6 +124,15 @@ class Settling(optx.AbstractRootFinder):
 
     def _term(self):
         return diffrax.ODETerm(Guarded(self.flow))
+
+    def _is_stuck(self, x, x1, dt, residual):
+        """Whether a step went less than a hundredth of the way that the leak alone would go."""
+        largest = lambda tree: jnp.max(
+            jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)])
+        )
+        way = -jnp.expm1(-dt / largest(times(self.flow.model, x))) * residual
+        rounding = 1e3 * jnp.finfo(residual.dtype).eps * largest(x)
+        return (largest(jax.tree.map(jnp.subtract, x1, x)) < way / 100) & (way > rounding)
 
     def _measured(self, x):
         """The largest |τ dx/dt|, whether that of every unit is small enough, and if any is NaN."""

@@ -184,6 +184,9 @@ class CallableLagrangian(AbstractLagrangian):
         beyond = (product == jnp.inf) & (value == jnp.inf)
         return jnp.where(beyond, jnp.inf, product - value).astype(x.dtype)
 
+    def __repr__(self) -> str:
+        return f"as_lagrangian({pformat(eqx.combine(self.parameters, self.rest))})"
+
 
 def as_lagrangian(fn: Any) -> AbstractLagrangian:
     """Makes a Lagrangian of a plain convex callable; a Lagrangian is returned as it is.

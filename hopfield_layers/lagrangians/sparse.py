@@ -87,7 +87,10 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> tuple[Array, Array]:
         new = jnp.where(newton, new, (low + high) / 2)
         new = jnp.where(moving & (excess != 0), new, t)
         change = jnp.where(alpha <= 2, jnp.abs(new - t), high - low)
-        return new, low, high, (excess != 0) & (change > -2 * eps * new), steps + 1
+        moving = (excess != 0) & (change > -2 * eps * new)
+        # Newton's steps are monotone up to α = 2: one that turns round has met rounding.
+        moving = moving & ((alpha > 2) | ((excess > 0) & (new < t)))
+        return new, low, high, moving, steps + 1
 
     high = total(jnp.zeros_like(d))
     low = high - jnp.log(d.shape[axis])

@@ -69,6 +69,7 @@ class AttentionSynapse(_AbstractAttention):
         callable. It acts on a query's keys as on a state of one axis. By default
         [`hopfield_layers.LSoftmax`][].
     - `mask`: booleans `(queries, keys)`: False leaves the pair out. A query without keys adds 0.
+        As it isn't differentiable, take `equinox.filter_grad` for derivatives of the weights.
     - `Wq`, `Wk`: the weights instead of a key, `(d, num_heads, zspace_dim)` each, with their own
         numbers of heads and units.
 
@@ -132,6 +133,7 @@ class SelfAttentionSynapse(_AbstractAttention):
     - `stdinit`: the standard deviation of the weights.
     - `hidden_lagrangian`: L_hid, as there. By default [`hopfield_layers.LSoftmax`][].
     - `mask`: booleans `(queries, keys)`: False leaves the pair out. A query without keys adds 0.
+        As it isn't differentiable, take `equinox.filter_grad` for derivatives of the weights.
     - `Wq`, `Wk`: the weights instead of a key, `(d, num_heads, zspace_dim)` each, with their own
         numbers of heads and units.
 

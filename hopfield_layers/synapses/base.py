@@ -28,7 +28,9 @@ class AbstractSynapse(eqx.Module):
 
     A synapse knows nothing of batches: [`hopfield_layers.HAM`][] adds leading axes, `jax.vmap` does
     so for bare synapses. For one of your own, subclass this; or pass a plain callable, or any
-    object with a method `energy`, wherever a synapse is expected: they return the energy.
+    object with a method `energy`, wherever a synapse is expected: they return the energy. Of these,
+    what has parts that are no arrays or numbers is wrapped, and is found under `rest`, its arrays
+    under `parameters`.
 
     Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and machine
     learning" (ICLR 2021), arXiv:2008.06996; Krotov, "Hierarchical associative memory",

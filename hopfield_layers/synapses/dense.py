@@ -1,5 +1,6 @@
 """Synapses that are linear in the activation of each layer."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -52,7 +53,9 @@ class DenseSynapse(AbstractShaped):
     def _alignment(self, *gs):
         A = self.W.astype(gs[0].dtype)
         for g in gs:
-            A = jnp.tensordot(g.ravel(), A, 1)
+            # A product of matrices, which needs no transpose of W for its derivative.
+            rest = A.shape[1:]
+            A = (g.ravel() @ A.reshape(g.size, math.prod(rest))).reshape(rest)
         return A
 
 

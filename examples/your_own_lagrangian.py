@@ -1,0 +1,49 @@
+"""A Lagrangian of one's own: the kit of laws finds what is wrong with it, and passes the repair.
+
+`LLogCosh` is the Lagrangian of tanh units as it is written in papers, L = Σ ln cosh(βx)/β. On paper
+it is right; in floating-point numbers cosh leaves the range where its logarithm is still small.
+"""
+
+import argparse
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+import hopfield_layers as hl
+from hopfield_layers.testing import assert_lagrangian, check_lagrangian
+
+
+class LLogCosh(eqx.Module):
+    """L = Σ ln cosh(βx)/β, as it is written."""
+
+    beta: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum(jnp.log(jnp.cosh(self.beta * x))) / self.beta
+
+
+class LLogCoshMended(LLogCosh):
+    """The same, as ln cosh t = |t| + ln(1 + exp(−2|t|)) − ln 2, which is never out of range."""
+
+    def __call__(self, x):
+        t = jnp.abs(self.beta * x)
+        return jnp.sum(t + jnp.log1p(jnp.exp(-2 * t)) - jnp.log(2.0)) / self.beta
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=200, help="states to draw for each law")
+    examples = parser.parse_args().examples
+
+    wrong, mended = (kind(jnp.asarray(2.0)) for kind in (LLogCosh, LLogCoshMended))
+    # At a state that comes to mind there is nothing wrong.
+    assert_lagrangian(wrong, jnp.array([0.5, -1.0]), jnp.array([2.0, 0.0]))
+    for lagrangian in (wrong, mended):
+        print(check_lagrangian(lagrangian, max_examples=examples), "\n")
+    layer = hl.Layer(mended, 3)
+    print("E at x = 200:", layer.energy(jnp.full(3, 200.0)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The kit of laws accuses what is wrong, of the right law, and nothing that is right."""
+
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hopfield_layers as hl
+from hopfield_layers.testing import (
+    assert_energy_bounded,
+    assert_energy_descends,
+    assert_gradients,
+    assert_lagrangian,
+    check_lagrangian,
+    lagrangians,
+    LAWS,
+    layers,
+    states,
+    Violation,
+)
+from hopfield_layers.testing.strategies import KINDS
+
+from . import zoo
+
+
+# beartype picks the items that it checks with the random module.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+
+def accused(check, **arguments):
+    """The laws that `check` finds broken, by the first one of each drawn example."""
+    laws = set()
+
+    @hypothesis.settings(max_examples=30, phases=[hypothesis.Phase.generate])
+    @hypothesis.given(st.fixed_dictionaries(arguments))
+    def run(drawn):
+        try:
+            check(**drawn)
+        except Violation as violation:
+            laws.add(violation.law)
+
+    run()
+    return laws
+
+
+# Where the law that is broken may not be the first one at every state.
+BESIDES = {
+    "log-sum-ReLU, concave": {"Fenchel–Young"},
+    "layer norm with γ < 0": {"Fenchel–Young"},
+    "a double well": {"Fenchel–Young"},
+    "a dent that midpoints step over": {"convex"},
+    "another branch under jit": {"gradient"},
+    "units uphill": {"descent"},
+}
+
+
+@pytest.mark.parametrize("name", zoo.LAGRANGIANS)
+def test_wrong_lagrangians(name):
+    lagrangian, law = zoo.LAGRANGIANS[name]
+    shape = (2, 3) if "rows" in name else (5,)
+    drawn = states(shape, dtype=jnp.float32, extremes=False)
+    if law == "gradients":
+        laws = accused(lambda x: assert_gradients(lagrangian, x), x=drawn)
+    else:
+        laws = accused(lambda x, y: assert_lagrangian(lagrangian, x, y), x=drawn, y=drawn)
+    assert law in laws
+    assert laws <= {law} | BESIDES.get(name, set())
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_wrong_models(name):
+    model, law, keywords = zoo.MODELS[name]
+    shape = model.layer.shape if isinstance(model, zoo.WrongModel) else (5,)
+    drawn = states(shape, scale=1.0)
+    if law == "gradients":
+        laws = accused(lambda x: assert_gradients(model, x), x=drawn)
+    elif "bound" in keywords:
+        laws = accused(lambda x: assert_energy_bounded(model, x, **keywords), x=drawn)
+    else:
+        laws = accused(lambda x: assert_energy_descends(model, x, **keywords), x=drawn)
+    assert law in laws
+    assert laws <= {law} | BESIDES.get(name, set())
+
+
+def test_each_law_has_a_model_that_breaks_it():
+    broken = {law for _, law in zoo.LAGRANGIANS.values()} | {
+        law for _, law, _ in zoo.MODELS.values()
+    }
+    assert broken == set(LAWS)
+
+
+def test_a_violation_says_what_where_and_by_how_much():
+    lagrangian, _ = zoo.LAGRANGIANS["activation stale in one branch"]
+    x = jnp.array([1.0, 2.0, 8.0])
+    with pytest.raises(AssertionError) as caught:
+        assert_lagrangian(lagrangian, x, x)
+    violation = caught.value
+    assert isinstance(violation, Violation)
+    assert violation.law == "gradient"
+    text = str(violation)
+    assert text.startswith("gradient: g(x) = ∂L/∂x, does not hold at unit [2].\n")
+    assert "6 = 8 is missed by 2; rounding explains 9.95e-14." in text  # 64 ε (6 + 0 + 1)
+    assert "x = [1., 2., 8.]" in text
+
+
+def test_right_sides_are_not_accused_where_nothing_can_be_said():
+    # Where L, g and E leave the range, at kinks, and where a row is NaN from the start.
+    huge = jnp.full(3, 3e38, jnp.float32)
+    assert_lagrangian(hl.LExp(), huge, -huge)
+    assert_lagrangian(hl.LRelu(), jnp.zeros(3), jnp.zeros(3))
+    assert_gradients(hl.ReluLayer(3, bias=jnp.zeros(3)), jnp.zeros(3))
+    assert_energy_bounded(hl.ExpLayer(3), 1e3 * jnp.ones(3))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="one shape and dtype"):
+        assert_lagrangian(hl.LTanh(), jnp.zeros(3), jnp.zeros(4))
+    with pytest.raises(TypeError, match="AbstractEnergyModel"):
+        assert_energy_bounded(hl.LTanh(), jnp.zeros(3))
+    with pytest.raises(ValueError, match="Expected a bound: none is known for this WrongModel"):
+        assert_energy_bounded(zoo.WrongModel(), jnp.zeros(5))
+    with pytest.raises(TypeError, match="a model, a shape or a tree of arrays"):
+        states(lambda x: x)
+
+
+def find(strategy, condition):
+    return hypothesis.find(strategy, condition, settings=hypothesis.settings(max_examples=2000))
+
+
+def test_states_have_what_breaks_things():
+    drawn = states((3,), dtype=jnp.float32)
+    info = np.finfo(np.float32)
+    assert find(drawn, lambda x: jnp.all(x == 0)).shape == (3,)
+    find(drawn, lambda x: bool(np.any(np.signbit(x) & (np.asarray(x) == 0))))
+    find(drawn, lambda x: np.any((np.asarray(x) != 0) & (np.abs(x) < info.tiny)))
+    find(drawn, lambda x: jnp.any(jnp.abs(x) == info.max))
+    find(drawn, lambda x: x[0] == x[1] != x[2])
+    find(drawn, lambda x: jnp.all(x == x[0]) & (x[0] > 10))
+    find(drawn, lambda x: jnp.sum(jnp.abs(x) >= 1e3 * (1 + jnp.median(jnp.abs(x)))) == 1)
+    # Simplest first.
+    np.testing.assert_array_equal(find(drawn, lambda x: x[1] > 0.3 > x[0]), [0.0, 1.0, 0.0])
+
+
+@hypothesis.given(data=st.data())
+def test_arguments_of_strategies_are_values_or_strategies(data):
+    layer = data.draw(
+        layers(lagrangians(hl.LSigmoid, beta=st.just(3.0)), (2, 3), tau=0.5, bias=None)
+    )
+    assert (layer.lagrangian.beta, layer.shape, layer.tau, layer.bias) == (3.0, (2, 3), 0.5, None)
+    batch = data.draw(st.sampled_from([(), (2,)]))
+    x = data.draw(states(layer, scale=1e-3, dtype=st.just(jnp.float16), batch=batch))
+    assert (x.shape, x.dtype) == ((*batch, 2, 3), jnp.float16)
+    assert jnp.max(jnp.abs(x)) <= 1.1  # an offset of 1000 times the scale
+    tree = data.draw(states({"a": layer, "b": jnp.zeros(2)}, scale=1.0))
+    assert (tree["a"].shape, tree["b"].shape) == ((2, 3), (2,))
+
+
+def test_every_kind_is_drawn():
+    assert {kind.__name__ for kind in KINDS} == {
+        name for name in hl.__all__ if name[0] == "L" and name[1].isupper()
+    }
+    last = KINDS[-1]
+    layer = find(layers(), lambda layer: isinstance(layer.lagrangian, last))
+    # The simplest of them.
+    assert (layer.lagrangian, layer.shape, layer.tau) == (last(), (5,), 1.0)
+    np.testing.assert_array_equal(layer.bias, np.zeros(5))
+
+
+def test_a_report_of_a_right_lagrangian(capfd):
+    report = check_lagrangian(hl.LSoftmax(beta=3.0), max_examples=30, progress=True)
+    assert report.ok
+    assert [finding.law for finding in report.findings] == list(LAWS)
+    assert all(f.worst <= 1 and f.examples > 0 for f in report.findings)
+    lines = str(report).splitlines()
+    assert lines[0] == "LSoftmax(beta=3.0)"
+    assert lines[1].split() == ["law", "examples", "worst", "verdict"]
+    assert len(lines) == 2 + len(LAWS)
+    assert all(line.endswith("holds") for line in lines[2:])
+    assert "100%" in capfd.readouterr().err
+
+
+def test_a_report_of_a_wrong_lagrangian():
+    report = check_lagrangian(lambda x: jnp.sum(jnp.log(jnp.cosh(x))), max_examples=30)
+    assert not report.ok
+    broken = [finding for finding in report.findings if finding.counterexample]
+    assert [finding.law for finding in broken] == ["finite"]
+    # The simplest state at which it overflows.
+    assert "x = [1000.,    0.,    0.,    0.,    0.]" in str(report)
+    html = report._repr_html_()
+    assert html.count("<tr>") == 1 + len(report.findings)
+    assert "BROKEN" in html
+
+
+def test_a_report_of_what_can_not_be_evaluated():
+    report = check_lagrangian(zoo.LAGRANGIANS["a term per unit"][0])
+    assert [finding.law for finding in report.findings] == ["scalar"]
+    assert not report.ok
+
+
+@pytest.mark.parametrize("missing", ["hypothesis", "tqdm"])
+def test_without_the_extra(missing):
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+import hopfield_layers
+try:
+    import hopfield_layers.testing
+except ImportError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "hopfield_layers[testing]"' in run.stdout
