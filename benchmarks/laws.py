@@ -86,7 +86,7 @@ def batches(rng: np.random.Generator, kind: Any, count: int, units: int, dtype: 
 def main() -> None:
     """Prints the table of each Lagrangian, and what was accused."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--examples", type=int, default=1000, help="of each Lagrangian")
     parser.add_argument("--units", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="names of Lagrangians")
     parser.add_argument("--dtypes", nargs="*", default=["float32"])

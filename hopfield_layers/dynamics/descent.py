@@ -168,6 +168,7 @@ class _AdaptiveDescent(_AbstractDescent, diffrax.AbstractAdaptiveStepSizeControl
 
 
 def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
+    """`jnp.where` of trees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
 
 
