@@ -5,6 +5,7 @@ import sys
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hopfield_layers.testing import (
     lagrangians,
     LAWS,
     layers,
+    networks,
     states,
     Violation,
 )
@@ -125,6 +127,10 @@ def test_bad_arguments():
         assert_energy_bounded(zoo.WrongModel(), jnp.zeros(5))
     with pytest.raises(TypeError, match="a model, a shape or a tree of arrays"):
         states(lambda x: x)
+    with pytest.raises(TypeError, match="LTanh has no parameter 'bta'"):
+        find(lagrangians(hl.LTanh, bta=3.0), lambda _: True)
+    with pytest.raises(ValueError, match=r"a graph of \['hypergraph', .*, got 'dense'"):
+        find(networks("dense"), lambda _: True)
 
 
 def find(strategy, condition):
@@ -195,10 +201,28 @@ def test_a_report_of_a_wrong_lagrangian():
     assert "BROKEN" in html
 
 
-def test_a_report_of_what_can_not_be_evaluated():
-    report = check_lagrangian(zoo.LAGRANGIANS["a term per unit"][0])
-    assert [finding.law for finding in report.findings] == ["scalar"]
+@pytest.mark.parametrize(
+    ("lagrangian", "law"),
+    [
+        (zoo.LAGRANGIANS["a term per unit"][0], "scalar"),
+        (lambda x: x**2, "scalar"),
+        (lambda x: jnp.sum(x**2) if jnp.sum(x) > 0 else jnp.sum(x), "jit"),
+    ],
+)
+def test_a_report_of_what_can_not_be_evaluated(lagrangian, law):
+    report = check_lagrangian(lagrangian)
+    assert [finding.law for finding in report.findings] == [law]
     assert not report.ok
+
+
+def test_a_right_callable_far_out():
+    # H vanishes there as a difference of terms of size β.
+    def lagrangian(x):
+        return jax.nn.logsumexp(100 * x) / 100
+
+    layer = hl.Layer(lagrangian, 5)
+    for x in ([1000.0, 0, 0, 0, 0], [300.0, 300, 0, 0, 0], [0.01, 0, 0, 0, 0]):
+        assert_energy_descends(layer, jnp.array(x, jnp.float32))
 
 
 @pytest.mark.parametrize("missing", ["hypothesis", "tqdm"])

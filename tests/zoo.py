@@ -119,6 +119,18 @@ LAGRANGIANS = {
         Wrong(lambda x, b: half_square(x, b) * (2 if isinstance(x, Tracer) else 1), lambda x, b: x),
         "jit",
     ),
+    "another energy under jit": (
+        Wrong(
+            half_square,
+            lambda x, b: x,
+            lambda x, b: half_square(x, b) * (1 if isinstance(x, Tracer) else 2),
+        ),
+        "jit",
+    ),
+    "L of no finite value": (
+        Wrong(lambda x, b: jnp.sum(x) * 0 + jnp.inf, lambda x, b: x, half_square),
+        "finite",
+    ),
     "a batch that leaks": (
         Wrong(lambda x, b: _sum_of_squares(x) / 2, lambda x, b: x, half_square),
         "vmap",
@@ -216,6 +228,13 @@ MODELS = {
     ),
     "a batch that shares its mean": (
         WrongModel(energy=lambda layer, x: layer.energy(x) + jnp.mean(x) ** 2),
+        "batch",
+        {"bound": 0.0},
+    ),
+    "a batch that has its first sample's energy": (
+        WrongModel(
+            energy=lambda layer, x: layer.energy(x[(0,) * (x.ndim - 1)]) + jnp.zeros(x.shape[:-1])
+        ),
         "batch",
         {"bound": 0.0},
     ),

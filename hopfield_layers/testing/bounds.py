@@ -89,9 +89,9 @@ def energy_bound(model: Any) -> Array | None:
 
     ```
     """
-    if isinstance(model, Layer):
+    if type(model) is Layer:
         return model.energy_bound()
-    if not isinstance(model, HAM):
+    if type(model) is not HAM:
         return None
     found = _of_identity_units(model)
     return _of_bounded_activations(model) if found is None else found
@@ -103,20 +103,20 @@ def _of_identity_units(ham: HAM) -> Array | None:
         return None
     (connection,) = ham.connections
     synapse: Any = ham.synapses[connection.synapse]
-    hidden = getattr(synapse, "hidden_lagrangian", None)
+    hidden: Any = getattr(synapse, "hidden_lagrangian", None)
     layers = [ham.layers[name] for name in connection.layers]
     others = [layer for name, layer in ham.layers.items() if name not in connection.layers]
     rest = sum((layer.energy_bound() for layer in others), jnp.zeros(()))
     kinds = [type(layer.lagrangian) for layer in layers]
     if len(set(connection.layers)) < len(layers) or kinds[0] is not LIdentity:
         return None
-    if isinstance(synapse, DenseSynapse) and len(layers) == 2:
+    if type(synapse) is DenseSynapse and len(layers) == 2:
         if kinds[1] in (LIdentity, LRelu) and jnp.linalg.norm(synapse.W, 2) <= 1:
             return rest
         if kinds[1] in _SIMPLEX and len(layers[1].shape) == 1:
             longest = jnp.max(jnp.sum(synapse.W**2, axis=0))
             return rest - longest / 2 + layers[1].energy_bound()
-    if isinstance(synapse, HiddenSynapse) and len(layers) == 1 and isinstance(hidden, _SIMPLEX):
+    if type(synapse) is HiddenSynapse and len(layers) == 1 and type(hidden) in _SIMPLEX:
         (W,) = synapse.Ws
         at_0 = hidden(jnp.zeros(W.shape[1]))
         return rest - jnp.max(jnp.sum(W**2, axis=0)) / 2 - at_0
@@ -129,10 +129,8 @@ def _of_bounded_activations(ham: HAM) -> Array | None:
     for connection in ham.connections:
         synapse: Any = ham.synapses[connection.synapse]
         rs = [ranges[name] for name in connection.layers]
-        hidden = getattr(synapse, "hidden_lagrangian", None)
-        known = isinstance(synapse, _OF_ABSOLUTES) and (
-            hidden is None or isinstance(hidden, _INCREASING)
-        )
+        hidden: Any = getattr(synapse, "hidden_lagrangian", None)
+        known = type(synapse) in _OF_ABSOLUTES and (hidden is None or type(hidden) in _INCREASING)
         if not known or any(r is None for r in rs):
             return None
         weights, rest = eqx.partition(synapse, eqx.is_inexact_array)
@@ -142,15 +140,16 @@ def _of_bounded_activations(ham: HAM) -> Array | None:
 
 def _range(layer: Layer) -> Array | None:
     """r with |g| ≤ r, or None where there is none."""
-    lagrangian = layer.lagrangian
+    lagrangian: Any = layer.lagrangian
     axis = getattr(lagrangian, "axis", -1)
-    if isinstance(lagrangian, (*_SIMPLEX, LTanh)):
+    kind = type(lagrangian)
+    if kind in (*_SIMPLEX, LTanh):
         size = jnp.ones(())
-    elif isinstance(lagrangian, LSigmoid):
+    elif kind is LSigmoid:
         size = jnp.abs(lagrangian.scale)
-    elif isinstance(lagrangian, LLayerNorm):
+    elif kind is LLayerNorm:
         size = jnp.abs(lagrangian.gamma) * layer.shape[axis] ** 0.5 + jnp.abs(lagrangian.delta)
-    elif isinstance(lagrangian, LSphericalNorm):
+    elif kind is LSphericalNorm:
         size = jnp.abs(lagrangian.gamma) + jnp.abs(lagrangian.delta)
     else:
         return None

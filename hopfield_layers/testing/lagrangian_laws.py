@@ -1,5 +1,6 @@
 """The laws of a Lagrangian."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -59,13 +60,20 @@ def assert_lagrangian(lagrangian: Any, x: ArrayLike, y: ArrayLike) -> None:
 
 def lagrangian_laws(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     """Every law at (x, y), or a [`Violation`][] if they can't be evaluated."""
+    return _evaluated(_measured, lagrangian, x, y)
+
+
+def _evaluated(fn: Callable[..., Any], *args: Any) -> Any:
+    """`fn(*args)`, or a [`Violation`][] if it can't be evaluated."""
     try:
-        return _measured(lagrangian, x, y)
+        return fn(*args)
     except Violation:
         raise
     except Exception as error:
-        text = f"{LAWS['jit']}: under jit that raises {type(error).__name__}: {error}"
-        raise Violation("jit", text) from error
+        # What a callable's wrapper says if that returns no scalar.
+        law = "scalar" if str(error).startswith("A Lagrangian returns a real scalar") else "jit"
+        text = f"{LAWS[law]}: under jit that raises {type(error).__name__}: {error}"
+        raise Violation(law, text) from error
 
 
 @eqx.filter_jit
@@ -76,11 +84,15 @@ def _measured(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
 def jit_laws(lagrangian: AbstractLagrangian, x: Array) -> Laws:
     """The law of jit at x, which takes evaluations without it."""
     compiled = lagrangian_laws(lagrangian, x, x)["vmap"]
-    results = {"L(x)": lagrangian(x), "g(x)": lagrangian.activation(x)}
+    results = {
+        "L(x)": lagrangian(x),
+        "g(x)": lagrangian.activation(x),
+        "E(x)": lagrangian.energy(x),
+    }
     parts = zip(results.items(), compiled, strict=True)
     return {
         "jit": [
-            Measured(now, part.right, part.tolerance, {name: now, f"{name} by jit": part.right})
+            Measured(now, part.right, part.tolerance, {name: now, "by jit": part.right})
             for (name, now), part in parts
         ]
     }
@@ -94,7 +106,8 @@ def check_dtypes(lagrangian: AbstractLagrangian, shape: tuple[int, ...]) -> None
     for dtype in DTYPES:
         x = jax.ShapeDtypeStruct(shape, jnp.result_type(dtype))
         results = [
-            jax.eval_shape(fn, x) for fn in (lagrangian, lagrangian.activation, lagrangian.energy)
+            _evaluated(jax.eval_shape, fn, x)
+            for fn in (lagrangian, lagrangian.activation, lagrangian.energy)
         ]
         _well_formed(x, *results)
 
@@ -130,8 +143,12 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     in_range = jnp.isfinite(4 * (product + jnp.abs(value_0) + _size(x, g_0)))
     beyond = in_range & ~(jnp.isfinite(value) & jnp.isfinite(energy))
     nans = [jnp.isnan(each) for each in (value, g, energy, gradient, curvature)]
-    bad = sum(each.astype(x.dtype) for each in nans) + beyond
-    vmapped = [jax.vmap(fn)(jnp.stack([x, y]))[0] for fn in (lagrangian, lagrangian.activation)]
+    bad = sum(each.astype(x.dtype) for each in nans) + beyond + ~jnp.isfinite(value_0)
+    vmapped = [
+        jax.vmap(fn)(jnp.stack([y, x, y]))[1]
+        for fn in (lagrangian, lagrangian.activation, lagrangian.energy)
+    ]
+    tolerances = (tolerance, rounding(g, moved), tolerance)
     average = value / 2 + value_y / 2
     gap = value_y + energy - jnp.sum(g * y)
     return {
@@ -160,8 +177,10 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
             )
         ],
         "vmap": [
-            Measured(vmapped[0], value, tolerance, {"L(x)": value, "by vmap": vmapped[0]}),
-            Measured(vmapped[1], g, rounding(g, moved), {"g(x)": g, "by vmap": vmapped[1]}),
+            Measured(left, right, tolerance, {"alone": right, "by vmap": left}, of=name)
+            for name, left, right, tolerance in zip(
+                ("L(x)", "g(x)", "E(x)"), vmapped, (value, g, energy), tolerances, strict=True
+            )
         ],
     }
 

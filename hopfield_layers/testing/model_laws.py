@@ -181,6 +181,8 @@ class _Local(eqx.Module):
     slope: Array  # ∂E/∂x
     force: Array  # H u
     curvature: Array  # |H|
+    terms: Array  # |H| at 0
+    unsteady: Array  # what rounding x does to H u
     rounding: Array  # of E
 
     def __init__(self, field: EnergyFlow, x: PyTree):
@@ -194,8 +196,15 @@ class _Local(eqx.Module):
         )
         self.force = jax.jvp(flat(model.activations), (self.x,), (self.u,))[1]
         # Where one unit's curvature leaves the range, ∞ · 0 is NaN in the rows of the others.
-        hessian = jnp.abs(jax.jacfwd(flat(model.activations))(self.x))
-        self.curvature = jnp.nan_to_num(hessian, nan=0, posinf=jnp.inf)
+        curvature = lambda x: jnp.abs(jax.jacfwd(flat(model.activations))(x))
+        self.curvature = jnp.nan_to_num(curvature(self.x), nan=0, posinf=jnp.inf)
+        # Far out H may be small as a difference of terms of the size that it has at 0.
+        self.terms = jnp.nan_to_num(curvature(jnp.zeros_like(self.x)), nan=0, posinf=0)
+        # Near an edge, rounding x makes it another H.
+        turns = 4 * jnp.finfo(self.x.dtype).eps * (-1.0) ** jnp.arange(self.x.size)
+        force = lambda x: jax.jvp(flat(model.activations), (x,), (self.u,))[1]
+        up, down = (force(self.x * (1 + sign * turns.astype(self.x.dtype))) for sign in (1, -1))
+        self.unsteady = jnp.abs(up - self.force) + jnp.abs(down - self.force)
         self.rounding = rounding(
             self.x.size,
             self.energy,
@@ -209,27 +218,31 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     _well_formed(model, x)
     local = _Local(EnergyFlow(model), x)
     moved = _times(local.curvature, jnp.abs(local.x))
-    # A second sample, which the first must know nothing of.
-    pair = jax.tree.map(lambda x: jnp.stack([x, 1 - x[::-1] / 2 if x.ndim else 1 - x / 2]), x)
-    first = lambda tree: ravel_pytree(jax.tree.map(lambda leaf: leaf[0], tree))[0]
+    # In the midst of another sample, which it must know nothing of.
+    other = jax.tree.map(lambda x: 1 - x[::-1] / 2 if x.ndim else 1 - x / 2, x)
+    batch = jax.tree.map(lambda x, other: jnp.stack([other, x, other]), x, other)
+    amid = lambda tree: ravel_pytree(jax.tree.map(lambda leaf: leaf[1], tree))[0]
     alone = {"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u}
-    together = {
-        "E(x)": model.energy(pair)[0],
-        "g(x)": first(model.activations(pair)),
-        "u(x)": first(model.dEdg(pair)),
+    in_batch = {
+        "E(x)": model.energy(batch),
+        "g(x)": model.activations(batch),
+        "u(x)": model.dEdg(batch),
     }
     tolerances = {
         "E(x)": local.rounding,
         "g(x)": rounding(local.g, moved),
         "u(x)": rounding(local.u, local.x, jnp.sum(jnp.abs(local.g))),
     }
-    batch = [Measured(together[name], alone[name], tolerances[name], {}) for name in together]
+    parts = [
+        Measured(amid(together).reshape(alone[name].shape), alone[name], tolerances[name], {})
+        for name, together in in_batch.items()
+    ]
     bound = bound.astype(local.energy.dtype)
     terms = {"E(x)": local.energy, "bound": bound, "g(x)": local.g}
     tolerance = local.rounding + rounding(bound)
     return {
         "finite": [not_nan(alone)],
-        "batch": batch,
+        "batch": parts,
         "bounded": [Measured(local.energy, bound, tolerance, terms, inequality=True)],
     }
 
@@ -237,9 +250,11 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
 def _falling(field: EnergyFlow, x: PyTree) -> Laws:
     local = _Local(field, x)
     rate, _ = ravel_pytree(field(jnp.zeros(()), x))
-    size = _times(local.curvature, jnp.abs(local.u) + jnp.abs(local.x) + jnp.abs(local.g))
+    size = _times(
+        local.curvature + local.terms, jnp.abs(local.u) + jnp.abs(local.x) + jnp.abs(local.g)
+    )
     size = 1 + size + jnp.max(jnp.abs(local.g), initial=0) + jnp.abs(local.slope)
-    tolerance = rounding(size)
+    tolerance = rounding(size) + 4 * local.unsteady
     terms = {"x": local.x, "∂E/∂x": local.slope, "u": local.u}
     power = jnp.sum(local.slope * rate)
     return {

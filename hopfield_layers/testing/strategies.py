@@ -1,7 +1,7 @@
 """Hypothesis strategies for Lagrangians, layers, networks and their states.
 
-Every argument is a value or a strategy for one. Shapes and dtypes come from few, so that a run
-compiles a handful of programs; everything that shrinks does so towards zeros and ones.
+Arguments are values or strategies for them. Shapes and dtypes come from few, so that a run compiles
+a handful of programs; everything that shrinks does so towards zeros and ones.
 """
 
 import inspect
@@ -62,9 +62,9 @@ def lagrangians(kind: Any = None, **parameters: Any) -> SearchStrategy[AbstractL
     **Arguments:**
 
     - `kind`: a class, or a strategy for one. By default any of the library's.
-    - `parameters`: by name, such as `beta=2.0` or `beta=st.floats(0.5, 2.0)`; what a class doesn't
-        have is ignored. By default β, s and γ between 0.01 and 100, δ within ±2, n and p between
-        1.25 and 4, α between 1.125 and 3; all others as the class has them.
+    - `parameters`: by name, such as `beta=2.0` or `beta=st.floats(0.5, 2.0)`; where several classes
+        are drawn, those that have it take it. By default β, s and γ between 0.01 and 100, δ within
+        ±2, n and p between 1.25 and 4, α between 1.125 and 3; all others as the class has them.
 
     ```python
     >>> import hopfield_layers as hl
@@ -75,10 +75,14 @@ def lagrangians(kind: Any = None, **parameters: Any) -> SearchStrategy[AbstractL
 
     ```
     """
+    several = kind is None or isinstance(kind, SearchStrategy)
 
     def of_kind(kind):
         given = {name: _as_strategy(value) for name, value in parameters.items()}
         names = inspect.signature(kind).parameters
+        unknown = [] if several else [name for name in given if name not in names]
+        if unknown:
+            raise TypeError(f"{kind.__name__} has no parameter {unknown[0]!r}.")
         chosen = {name: s for name, s in (_PARAMETERS | given).items() if name in names}
         return st.builds(kind, **chosen)
 
@@ -209,6 +213,8 @@ def networks(
     tau = _positive(0.01, 100.0) if tau is None else _as_strategy(tau)
 
     def of_graph(name):
+        if name not in _GRAPHS:
+            raise ValueError(f"Expected a graph of {sorted(_GRAPHS)}, got {name!r}.")
         kinds, shapes, synapses = _GRAPHS[name]
         build, sizes = _of_graph(kinds, shapes, synapses)
         entries = st.floats(-1, 1, width=16)

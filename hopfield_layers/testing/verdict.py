@@ -149,8 +149,10 @@ def rounding(*terms: Any) -> Array:
 
     64 times ε of their sum: a closed form is a chain of fewer roundings than that, each of half an
     ε, and a sum over n units adds the square root of n at random. Terms are sizes: of what is
-    added, and of what a change of its argument by ε does to it.
+    added, and of what a change of its argument by ε does to it. What is below the dtype's smallest
+    normal number may be 0.
     """
     size = jnp.asarray(sum(jnp.abs(t) for t in terms))
     size = jnp.where(jnp.isnan(size), jnp.inf, size)
-    return 64 * jnp.finfo(size.dtype).eps * size
+    info = jnp.finfo(size.dtype)
+    return 64 * (info.eps * size + info.tiny)
