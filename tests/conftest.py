@@ -1,3 +1,4 @@
+import equinox as eqx
 import hypothesis
 import jax
 import pytest
@@ -8,6 +9,21 @@ jax.config.update("jax_enable_x64", True)
 # Compiling falls into the first example, so no deadlines; the same examples in every run.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _count_of_tests():
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def _few_programs_in_memory(_count_of_tests):
+    """Thousands of compiled programs would take all of it."""
+    yield
+    _count_of_tests[0] += 1
+    if _count_of_tests[0] % 25 == 0:
+        jax.clear_caches()
+        eqx.clear_caches()
 
 
 @pytest.fixture

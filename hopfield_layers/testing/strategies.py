@@ -105,10 +105,11 @@ def layers(
     ```python
     >>> import hypothesis
     >>> from hopfield_layers.testing import assert_energy_bounded, layers, states
+    >>> mine = lambda x: (x**2).sum()
     >>> @hypothesis.settings(max_examples=5, deadline=None)
     ... @hypothesis.given(data=hypothesis.strategies.data())
     ... def test_energy_is_bounded(data):
-    ...     layer = data.draw(layers(lagrangian=lambda x: (x**2).sum(), shape=(3,)))
+    ...     layer = data.draw(layers(lagrangian=mine, shape=(3,)))
     ...     assert_energy_bounded(layer, data.draw(states(layer)))
     >>> test_energy_is_bounded()
 
