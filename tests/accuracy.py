@@ -12,6 +12,8 @@ from mpmath import mpf
 
 import hopfield_layers as hl
 
+from .compiling import OPTIMIZED
+
 
 mp: Any = mpmath.mp  # its functions have no types
 FAR = 10**5
@@ -200,7 +202,7 @@ def exact(lagrangian: hl.AbstractLagrangian, z: list[mpf], dtype: Any) -> Exact:
     return Exact(mp.fsum(value), list(g), hessian)
 
 
-@eqx.filter_jit
+@eqx.filter_jit(compiler_options=OPTIMIZED)
 def _results(lagrangian, states):
     return jax.vmap(lambda z: (lagrangian(z), lagrangian.activation(z), lagrangian.energy(z)))(
         states

@@ -40,6 +40,9 @@ LAGRANGIANS = {
     "callable": hl.as_lagrangian(soft_absolute),
 }
 
+# Other parameters of kinds that are there already, for the laws of Lagrangians alone.
+VARIANTS = ("repu 1.5", "power 2", "entmax 1.1")
+
 LAYERS = {
     name: hl.Layer(
         lagrangian,
@@ -48,6 +51,7 @@ LAYERS = {
         bias=None if i % 2 else 0.3 * jr.normal(jr.key(i), SHAPE),
     )
     for i, (name, lagrangian) in enumerate(LAGRANGIANS.items())
+    if name not in VARIANTS
 }
 
 

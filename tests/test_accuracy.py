@@ -8,6 +8,7 @@ import pytest
 from mpmath import mp, mpf
 
 from .accuracy import errors, exact, LAGRANGIANS, states
+from .compiling import OPTIMIZED
 
 
 # In units of eps times the true value times its condition number with respect to the state.
@@ -45,7 +46,7 @@ def test_the_definitions_are_consistent(lagrangian):
                 assert abs(slope - true.hessian[i][j]) < 1e-25
 
 
-@eqx.filter_jit
+@eqx.filter_jit(compiler_options=OPTIMIZED)
 def gradient(lagrangian, state):
     return jax.grad(lagrangian)(state)
 

@@ -56,10 +56,16 @@ def check_tools(solver: Any, controller: Any) -> None:
         raise TypeError(f"Expected a step size controller of diffrax, got {controller!r}.")
 
 
+@jax.jit
+def _not_finite(x: Array) -> Array:
+    """How many entries are not finite, by one program rather than one per operation."""
+    return jnp.sum(~jnp.isfinite(x))
+
+
 def _finite(x: Array) -> Array:
     """`x`, or an error if it is not finite."""
     with jax.ensure_compile_time_eval():
-        bad = jnp.sum(~jnp.isfinite(x))
+        bad = _not_finite(x)
     if isinstance(bad, Tracer):
         return eqx.error_if(x, bad > 0, "Expected a finite x0, got NaN or infinite entries.")
     if int(bad) > 0:

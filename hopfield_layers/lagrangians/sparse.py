@@ -36,8 +36,10 @@ def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array,
     u = high - order * d + low
     near, inside = u < 0.5, a > 0
     # In float64 XLA's log1p loses two digits below 0, so −ln(1 − u) = ln(1 + u/(1 − u)).
-    u = jnp.where(near, u, 0)
-    ratio = jnp.where(inside, a / kappa, 1)
+    # Compiled twice, a comparison may come out both ways: then the stand-ins continue each branch.
+    # The stand-ins are where the branches meet, as in special.py.
+    u = jnp.where(near, u, 0.5)
+    ratio = jnp.where(inside, a / kappa, jnp.finfo(d.dtype).tiny ** 0.5)
     log = jnp.where(near, -jnp.log1p(u / (1 - u)) / order, t + jnp.log(ratio) / order)
     g = jnp.where(inside, jnp.exp(jnp.where(inside, log, 0)), 0)
     return g, log, g / ratio
@@ -45,8 +47,9 @@ def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array,
 
 def _vertex_cost(rest: Array, alpha: Array) -> Array:
     """(p − pᵅ)/((α−1)(1 − p)) at p = 1 − rest, which is 1 at rest = 0."""
-    tiny = rest < jnp.finfo(rest.dtype).eps
-    safe = jnp.where(tiny, 0.5, rest)
+    eps = float(jnp.finfo(rest.dtype).eps)
+    tiny = rest < eps
+    safe = jnp.where(tiny, eps, rest)
     log = -jnp.log1p(safe / (1 - safe))
     cost = (safe - 1) * jnp.expm1((alpha - 1) * log) / ((alpha - 1) * safe)
     return jnp.where(tiny, 1 - alpha * rest / 2, cost)

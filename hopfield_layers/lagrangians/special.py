@@ -1,4 +1,8 @@
-"""Special functions that keep their accuracy, and their derivatives', over the whole range."""
+"""Special functions that keep their accuracy, and their derivatives', over the whole range.
+
+Where two branches meet, the stand-in for what the other branch takes is the edge: a comparison that
+the compiler evaluates twice may come out both ways, and then either branch is right.
+"""
 
 import math
 
@@ -39,8 +43,9 @@ def power(base: Array, exponent: Array) -> Array:
 
 def log1p_ratio(q: Array) -> Array:
     """ln(1 + q)/q for q ≥ 0, which is 1 at 0; its derivative is finite where 1/q² is not."""
-    small = q < jnp.finfo(q.dtype).eps ** (1 / 3)
-    near, far = jnp.where(small, q, 0), jnp.where(small, 1, q)
+    edge = float(jnp.finfo(q.dtype).eps) ** (1 / 3)
+    small = q < edge
+    near, far = jnp.where(small, q, edge), jnp.where(small, edge, q)
     return jnp.where(small, 1 - near * (0.5 - near / 3), jnp.log1p(far) / far)
 
 
@@ -78,7 +83,7 @@ def log_cosh_conjugate(beta: Array, z: Array) -> Array:
 def _log_cosh_parts(t: Array) -> tuple[Array, Array, Array, Array, Array]:
     """Where |t| < 1; t and sinh(t/2) there; |t| and exp(−2|t|) elsewhere."""
     near = magnitude(t) < 1
-    small = jnp.where(near, t, 0)
+    small = jnp.where(near, t, 1)
     large = jnp.where(near, 1, -floored_exponent(-magnitude(t)))
     return near, small, jnp.sinh(small / 2), large, jnp.exp(-2 * large)
 
@@ -87,7 +92,7 @@ def sinh(t: Array) -> Array:
     """sinh t to a few ulps; it overflows only where sinh does."""
     a = magnitude(t)
     near = a < 1
-    small, large = jnp.where(near, a, 0), jnp.where(near, 1, a)
+    small, large = jnp.where(near, a, 1), jnp.where(near, 1, a)
     e, half = jnp.expm1(small), jnp.full_like(t, 0.5)
     far = scaled_exp(half, large) - scaled_exp(half, -large)
     positive = jnp.where(near, (e + e / (1 + e)) / 2, far)

@@ -194,17 +194,18 @@ class _Local(eqx.Module):
         self.energy, self.slope = jax.value_and_grad(lambda x: field.energy(zero, unravel(x)))(
             self.x
         )
-        self.force = jax.jvp(flat(model.activations), (self.x,), (self.u,))[1]
-        # Where one unit's curvature leaves the range, ∞ · 0 is NaN in the rows of the others.
-        curvature = lambda x: jnp.abs(jax.jacfwd(flat(model.activations))(x))
-        self.curvature = jnp.nan_to_num(curvature(self.x), nan=0, posinf=jnp.inf)
-        # Far out H may be small as a difference of terms of the size that it has at 0.
-        self.terms = jnp.nan_to_num(curvature(jnp.zeros_like(self.x)), nan=0, posinf=0)
         # Near an edge, rounding x makes it another H.
         turns = 4 * jnp.finfo(self.x.dtype).eps * (-1.0) ** jnp.arange(self.x.size)
+        nearby = self.x * (1 + jnp.outer(jnp.array([0, 1, -1]), turns).astype(self.x.dtype))
         force = lambda x: jax.jvp(flat(model.activations), (x,), (self.u,))[1]
-        up, down = (force(self.x * (1 + sign * turns.astype(self.x.dtype))) for sign in (1, -1))
+        self.force, up, down = jax.vmap(force)(nearby)
         self.unsteady = jnp.abs(up - self.force) + jnp.abs(down - self.force)
+        # Far out H may be small as a difference of terms of the size that it has at 0. Where one
+        # unit's curvature leaves the range, ∞ · 0 is NaN in the rows of the others.
+        here_and_at_0 = jnp.stack([self.x, jnp.zeros_like(self.x)])
+        curvatures = jnp.abs(jax.vmap(jax.jacfwd(flat(model.activations)))(here_and_at_0))
+        self.curvature = jnp.nan_to_num(curvatures[0], nan=0, posinf=jnp.inf)
+        self.terms = jnp.nan_to_num(curvatures[1], nan=0, posinf=0)
         self.rounding = rounding(
             self.x.size,
             self.energy,
