@@ -11,10 +11,15 @@ jax.config.update("jax_enable_x64", True)
 # A test runs its programs once, and nine tenths of its time are their compilation: XLA does it in
 # half the time without optimizing. The tests of the last digits optimize, and with XLA_FLAGS= all
 # do. Not every release of XLA knows these flags, and it refuses to start with unknown ones.
-if (0, 10) <= jax.__version_info__ < (0, 11):
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    )
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+flags = os.environ.get("XLA_FLAGS")
+if flags != "" and FAST not in (flags or "") and (0, 10) <= jax.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] = f"{flags or ''} {FAST}".strip()
+
+
+def pytest_report_header():
+    return f"XLA_FLAGS: {os.environ.get('XLA_FLAGS')}"
+
 
 # Compiling falls into the first example, so no deadlines; the same examples in every run.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)

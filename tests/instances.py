@@ -41,7 +41,7 @@ LAGRANGIANS = {
 }
 
 # Other parameters of kinds that are there already, for the laws of Lagrangians alone.
-VARIANTS = ("repu 1.5", "power 2", "entmax 1.1")
+VARIANTS = ("power 2", "entmax 1.1")
 
 LAYERS = {
     name: hl.Layer(

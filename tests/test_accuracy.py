@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from mpmath import mp, mpf
 
+import hopfield_layers as hl
+
 from .accuracy import errors, exact, LAGRANGIANS, states
 from .compiling import OPTIMIZED
 
@@ -58,3 +60,23 @@ def test_derivatives_at_zeros_and_ties(lagrangian, z):
         pytest.skip("no derivative there")
     g = np.array(exact(lagrangian, [mpf(x) for x in z], jnp.float64).gradient, dtype=float)
     np.testing.assert_allclose(gradient(lagrangian, jnp.array(z)), g, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "lagrangian",
+    [hl.LSoftmax(), hl.LGhostmax(), hl.LSparsemax(), hl.LEntmax(), hl.LEntmax(alpha=3.0)],
+    ids=str,
+)
+@pytest.mark.parametrize("state", [[2.0, 1.7, -3.0], [0.1, 0.4, 0.2]], ids=str)
+def test_third_derivatives(lagrangian, state):
+    # Those of H, as an implicit gradient through the state flow takes them.
+    x, v = jnp.array(state), jnp.array([0.3, -0.7, 0.5])
+
+    def along(fn):
+        return lambda x: jax.jvp(fn, (x,), (v,))[1]
+
+    second = along(along(lagrangian.activation))
+    third, up, down = eqx.filter_jit(
+        lambda x, h: (along(second)(x), second(x + h * v), second(x - h * v))
+    )(x, 1e-4)
+    np.testing.assert_allclose(third, (up - down) / 2e-4, rtol=1e-5, atol=1e-6)

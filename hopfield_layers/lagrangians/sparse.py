@@ -37,11 +37,10 @@ def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array,
     near, inside = u < 0.5, a > 0
     # In float64 XLA's log1p loses two digits below 0, so −ln(1 − u) = ln(1 + u/(1 − u)).
     # Compiled twice, a comparison may come out both ways: then the stand-ins continue each branch.
-    # The stand-ins are where the branches meet, as in special.py.
     u = jnp.where(near, u, 0.5)
-    ratio = jnp.where(inside, a / kappa, jnp.finfo(d.dtype).tiny ** 0.5)
+    ratio = jnp.where(inside, a / kappa, jnp.finfo(d.dtype).eps)
     log = jnp.where(near, -jnp.log1p(u / (1 - u)) / order, t + jnp.log(ratio) / order)
-    g = jnp.where(inside, jnp.exp(jnp.where(inside, log, 0)), 0)
+    g = jnp.where(inside, jnp.exp(log), 0)
     return g, log, g / ratio
 
 
@@ -131,7 +130,6 @@ class _AbstractEntmax(AbstractRowwise):
         alpha, beta, m, d, t, step = self._solve(z)
         g, log, _ = _units(d, t, step, alpha)
         others = (g > 0) & ~first_largest(d, self.axis)
-        log = jnp.where(others, log, 0)
         rest = jnp.sum(jnp.where(others, g, 0), self.axis, keepdims=True)
         # Rounding may leave less than 1/D of 1, which is no matter of the derivative.
         rest = rest - lax.stop_gradient(jnp.maximum(rest + 1 / z.shape[self.axis] - 1, 0))

@@ -1,7 +1,7 @@
 """Special functions that keep their accuracy, and their derivatives', over the whole range.
 
-Where two branches meet, the stand-in for what the other branch takes is the edge: a comparison that
-the compiler evaluates twice may come out both ways, and then either branch is right.
+Where two branches meet, each takes the edge for an argument that is the other's: a comparison that
+the compiler evaluates twice may come out both ways, and then either value is right.
 """
 
 import math

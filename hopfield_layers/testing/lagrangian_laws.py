@@ -18,10 +18,10 @@ def assert_lagrangian(lagrangian: Any, x: ArrayLike, y: ArrayLike) -> None:
     """L is convex, g = ∂L/∂x, E = Σ x·g − L, L(y) + E(x) − Σ g(x)·y ≥ 0, and none is NaN.
 
     Checked in this order, in the dtype of x: L and E are scalars and g has the shape of x; dtypes
-    are kept; jit changes nothing; no NaN, no overflow of what is in range; g = ∂L/∂x; E is the
-    Legendre transform; L is convex between x and y; the Fenchel–Young inequality; vmap changes
-    nothing. A sum is right up to 64 ε of the sizes of its terms, of 1 for each unit, and of what
-    rounding its argument does to them; where these overflow nothing is said.
+    are kept; jit and vmap change nothing; no NaN, no overflow of what is in range; g = ∂L/∂x; E is
+    the Legendre transform; L is convex between x and y; the Fenchel–Young inequality. A sum is
+    right up to 64 ε of the sizes of its terms, of 1 for each unit, and of what rounding its
+    argument does to them; where these overflow nothing is said.
 
     **Arguments:**
 
@@ -129,9 +129,10 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     _well_formed(x, value, g, energy)
     # One program for all, which takes a fraction of the time to compile.
     middle = x / 2 + y / 2
-    points = jnp.stack([y, x, middle, jnp.zeros_like(x)])
-    values, gs, _ = vmapped = [jax.vmap(fn)(points) for fn in fns]
-    (value_y, _, value_middle, value_0), (g_y, _, g_middle, g_0) = values, gs
+    points = jnp.stack([x, y, middle, jnp.zeros_like(x)])
+    values, gs, energies = (jax.vmap(fn)(points) for fn in fns)
+    by_vmap = (values[0], gs[0], energies[0])
+    (_, value_y, value_middle, value_0), (_, g_y, g_middle, g_0) = values, gs
     # Where L leaves the range its derivative says nothing.
     gradient = jnp.where(jnp.isfinite(value), jax.grad(lagrangian)(x), g)
     curvature, moved = _curvature(lagrangian, x)
@@ -176,9 +177,9 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
             )
         ],
         "vmap": [
-            Measured(each[1], right, tolerance, {"alone": right, "by vmap": each[1]}, of=name)
-            for name, each, right, tolerance in zip(
-                ("L(x)", "g(x)", "E(x)"), vmapped, (value, g, energy), tolerances, strict=True
+            Measured(left, right, tolerance, {"alone": right, "by vmap": left}, of=name)
+            for name, left, right, tolerance in zip(
+                ("L(x)", "g(x)", "E(x)"), by_vmap, (value, g, energy), tolerances, strict=True
             )
         ],
     }
