@@ -4,8 +4,6 @@ Evaluations are those of ∂E/∂g, by solvers' stages and by products with its 
 while it runs; times are medians of interleaved runs in one process, as ratios.
 """
 
-import statistics
-import time
 from typing import Any
 
 import diffrax
@@ -17,6 +15,8 @@ import numpy as np
 
 import hopfield_layers as hl
 from tests.instances import Memory, network, two_layers
+
+from .side_by_side import ratio, times
 
 
 POINTS = set()
@@ -118,12 +118,12 @@ def table():
                 row.append("–")
                 continue
             options = dict(keywords)
-            times = () if run is hl.relax else (1e4 if flow == "state" else 5.0,)
+            end = () if run is hl.relax else (1e4 if flow == "state" else 5.0,)
             if tolerances:
                 options["stepsize_controller"] = diffrax.PIDController(**tolerances)
             POINTS.clear()
             counted_model = Counted(model)  # pyright: ignore[reportCallIssue]
-            result = run(counted_model, x0, *times, flow=flow, solver=solver, **options)
+            result = run(counted_model, x0, *end, flow=flow, solver=solver, **options)
             jax.block_until_ready(result)
             jax.effects_barrier()
             done = (
@@ -133,19 +133,6 @@ def table():
                 f"{len(POINTS)}" if bool(done) else f"not in {options.get('max_steps', 4096)} steps"
             )
         print(f"| {name} | " + " | ".join(row) + " |", flush=True)
-
-
-def clock(*runs, repeats=7):
-    """The times of each run, interleaved and warmed up."""
-    for run in runs:
-        jax.block_until_ready(run())
-    times = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, taken in zip(runs, times, strict=True):
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            taken.append(time.perf_counter() - begin)
-    return times
 
 
 def main():
@@ -167,14 +154,10 @@ def main():
     memory, x0 = retrieval()
     tight = diffrax.PIDController(rtol=1e-5, atol=1e-7)
     explicit = {"solver": diffrax.Tsit5(), "stepsize_controller": tight, "throw": False}
-    ours, theirs = clock(
+    ours, theirs = times(
         lambda: hl.relax(memory, x0, tol=1e-6), lambda: hl.relax(memory, x0, tol=1e-6, **explicit)
     )
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    print(
-        f"retrieval, Tsit5 / default: {statistics.median(ratios):.1f} in time "
-        f"({min(ratios):.1f} to {max(ratios):.1f})"
-    )
+    print(f"retrieval, Tsit5 / default in time: {ratio(theirs, ours)}")
 
     for max_steps in (10, 1000):
         loss = lambda m, n=max_steps: hl.relax(m, x0, max_steps=n, throw=False).x.sum()

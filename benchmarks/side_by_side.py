@@ -12,27 +12,19 @@ import jax
 Run = Callable[[], Any]
 
 
-def times(*runs: Run, repeats: int = 9, least: float = 0.0) -> list[list[float]]:
-    """The seconds of each run, `repeats` times in turns after a first that compiles.
-
-    A run that is shorter than `least` seconds is repeated until it isn't, and its mean taken.
-    """
-    counts = []
+def times(*runs: Run, repeats: int = 9) -> list[list[float]]:
+    """The seconds of each run, `repeats` times in turns after a first that compiles."""
     for run in runs:
         jax.block_until_ready(run())
-        begin = time.perf_counter()
-        jax.block_until_ready(run())
-        counts.append(max(1, int(least / (time.perf_counter() - begin))))
     taken: list[list[float]] = [[] for _ in runs]
     gc.collect()
     gc.disable()
     try:
         for _ in range(repeats):
-            for run, count, own in zip(runs, counts, taken, strict=True):
+            for run, own in zip(runs, taken, strict=True):
                 begin = time.perf_counter()
-                for _ in range(count):
-                    jax.block_until_ready(run())
-                own.append((time.perf_counter() - begin) / count)
+                jax.block_until_ready(run())
+                own.append(time.perf_counter() - begin)
     finally:
         gc.enable()
     return taken

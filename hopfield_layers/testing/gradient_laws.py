@@ -76,25 +76,28 @@ def _measured(model: Any, x: PyTree) -> Laws:
     values, unravel = ravel_pytree(parameters)
     paths = jax.tree_util.tree_leaves_with_path(parameters)
 
-    def terms(values, x=x):
-        # In whose sum each result has its part.
-        flat, _ = ravel_pytree(_results(eqx.combine(unravel(values), rest), x))
-        return (1 + jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))) * flat, flat
+    def results(values, x):
+        return ravel_pytree(_results(eqx.combine(unravel(values), rest), x))[0]
+
+    def weighted(flat):
+        # So that each result has its part in the sum.
+        return (1 + jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))) * flat
 
     def probe(values, x):
-        each, flat = terms(values, x)
-        return jnp.sum(each), (each, flat)
+        flat = results(values, x)
+        return jnp.sum(weighted(flat)), flat
 
     def differences(direction):
-        moved = lambda h: terms(values + h * direction)[0]
-        ups, downs = jnp.split(jax.lax.map(moved, jnp.concatenate([steps, -steps])), 2)
+        at = lambda h: weighted(results(values + h * direction, x))
+        ups, downs = jnp.split(jax.lax.map(at, jnp.concatenate([steps, -steps])), 2)
         h = steps[:, None]
         return (ups - downs) / (2 * h), (ups - 2 * here + downs) / h
 
     if not paths:
         return {}
     both = jax.value_and_grad(probe, argnums=(0, 1), has_aux=True)
-    (_, (here, results)), (exact, slopes_in_x) = both(values, x)
+    (_, flat), (exact, slopes_in_x) = both(values, x)
+    here = weighted(flat)
     # What rounding the arguments does; a derivative that is NaN explains nothing.
     arguments, slopes = (ravel_pytree(tree)[0] for tree in ((x, values), (slopes_in_x, exact)))
     moved = jnp.nan_to_num(jnp.abs(arguments * slopes), nan=0, posinf=jnp.inf)
@@ -121,7 +124,7 @@ def _measured(model: Any, x: PyTree) -> Laws:
     slopes, expected, changes = jax.lax.map(along, jnp.arange(len(sizes)))
     tolerances = changes + rounding(size / steps[-1])
     return {
-        "finite": [not_nan({"f": results})],
+        "finite": [not_nan({"f": flat})],
         "gradients": [
             Measured(slope, best, tolerance, {}, of="θ = model" + jax.tree_util.keystr(path))
             for (path, leaf), slope, best, tolerance in zip(
