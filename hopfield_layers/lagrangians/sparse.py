@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from .._arrays import as_float
@@ -23,14 +24,23 @@ _SMALLEST_ALPHA = 1 + 1e-6
 _LARGEST_ALPHA = 4.0
 
 
+@functools.partial(jax.custom_jvp)
 def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array, Array]:
-    """g = a₊^(1/(α−1)), ln g where that is positive, and ∂g/∂t, for a = 1 + (α−1)(d − λ).
+    """g = a₊^(1/(α−1)), ln g where that is positive, and a/κ there, for a = 1 + (α−1)(d − λ).
 
     1 − (α−1)λ = κ(1 − (α−1)·step) with κ = exp((α−1)t): t is the logarithm of the row's largest
     activation, up to a step below its resolution. As α → 1, g tends to exp(d + t).
     """
+    return _units_plain(d, t, step, alpha)
+
+
+def _kappa(t: Array, alpha: Array) -> Array:
+    return jnp.maximum(jnp.exp((alpha - 1) * t), jnp.finfo(t.dtype).tiny)
+
+
+def _units_plain(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array, Array]:
     order = alpha - 1
-    kappa = jnp.maximum(jnp.exp(order * t), jnp.finfo(d.dtype).tiny)
+    kappa = _kappa(t, alpha)
     high, low = -jnp.expm1(order * t), order * kappa * step
     a = jnp.where(high < 0.5, 1 + order * d - high, kappa + order * d) - low
     u = high - order * d + low
@@ -40,8 +50,24 @@ def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array,
     u = jnp.where(near, u, 0.5)
     ratio = jnp.where(inside, a / kappa, jnp.finfo(d.dtype).eps)
     log = jnp.where(near, -jnp.log1p(u / (1 - u)) / order, t + jnp.log(ratio) / order)
-    g = jnp.where(inside, jnp.exp(log), 0)
-    return g, log, g / ratio
+    return jnp.where(inside, jnp.exp(log), 0), log, ratio
+
+
+@functools.partial(_units.defjvp, symbolic_zeros=True)
+def _(primals, tangents):
+    d, t, step, alpha = primals
+    dd, dt, _, dalpha = tangents
+    g, log, ratio = _units(d, t, step, alpha)
+    dd, dt = (0.0 if isinstance(each, SymbolicZero) else each for each in (dd, dt))
+    order, kappa, inside = alpha - 1, _kappa(t, alpha), g > 0
+    dlog = jnp.where(inside, (dd / kappa + dt) / ratio, 0)
+    dratio = jnp.where(inside, order * (dd - order * d * dt) / kappa, 0)
+    changes = (g * dlog, dlog, dratio)
+    # Few differentiate with respect to α, which takes most of the work.
+    if not isinstance(dalpha, SymbolicZero):
+        of_alpha = lambda alpha: _units_plain(d, t, step, alpha)
+        changes = tuple(map(operator.add, changes, jax.jvp(of_alpha, (alpha,), (dalpha,))[1]))
+    return (g, log, ratio), changes
 
 
 def _vertex_cost(rest: Array, alpha: Array) -> Array:
@@ -70,45 +96,47 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> tuple[Array, Array]:
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
     eps = jnp.finfo(d.dtype).eps
 
-    def excess_and_slope(t):
-        g, _, slope = _units(d, t, jnp.zeros_like(t), alpha)
-        # Σ g − 1 without the largest term's 1, so that it keeps its digits near a vertex.
-        return jnp.expm1(t) + total(jnp.where(top, 0, g)), total(slope)
-
     def cond(carry):
-        _, _, _, moving, steps = carry
+        *_, moving, steps = carry
         return jnp.any(moving) & (steps < 300)
 
     def body(carry):
-        t, low, high, moving, steps = carry
-        excess, slope = excess_and_slope(t)
+        t, _, low, high, moving, steps = carry
+        g, _, ratio = _units(d, t, jnp.zeros_like(t), alpha)
+        # Σ g − 1 without the largest term's 1, so that it keeps its digits near a vertex.
+        excess, slope = jnp.expm1(t) + total(jnp.where(top, 0, g)), total(g / ratio)
         low, high = jnp.where(excess < 0, t, low), jnp.where(excess > 0, t, high)
         shrink = (1 + excess) * jnp.expm1((1 - alpha) * jnp.log1p(excess)) / slope
         new = t + jnp.log1p(shrink) / (alpha - 1)
         newton = (new >= low) & (new <= high) & ((alpha <= 2) | (steps % 2 == 0))
         new = jnp.where(newton, new, (low + high) / 2)
-        new = jnp.where(moving & (excess != 0), new, t)
         change = jnp.where(alpha <= 2, jnp.abs(new - t), high - low)
-        moving = (excess != 0) & (change > -2 * eps * new)
+        moving = moving & (excess != 0) & (change > -2 * eps * new)
         # Newton's steps are monotone up to α = 2: one that turns round has met rounding.
         moving = moving & ((alpha > 2) | ((excess > 0) & (new < t)))
-        return new, low, high, moving, steps + 1
+        return jnp.where(moving, new, t), excess / slope, low, high, moving, steps + 1
 
     high = total(jnp.zeros_like(d))
     low = high - jnp.log(d.shape[axis])
-    t, *_ = lax.while_loop(cond, body, (high, low, high, high == high, 0))
-    excess, slope = excess_and_slope(t)
-    return t, excess / slope
+    t, step, *_ = lax.while_loop(cond, body, (high, high, low, high, high == high, 0))
+    return t, step
 
 
-@_log_largest.defjvp
+@functools.partial(_log_largest.defjvp, symbolic_zeros=True)
 def _(axis, primals, tangents):
-    d, alpha = primals
+    (d, alpha), moving = primals, [not isinstance(each, SymbolicZero) for each in tangents]
     t, step = _log_largest(d, alpha, axis)
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
-    _, change = jax.jvp(lambda d, alpha: total(_units(d, t, step, alpha)[0]), primals, tangents)
-    slope = total(_units(d, t, step, alpha)[2])
-    return (t, step), (-change / slope, jnp.zeros_like(step))
+
+    def excess(*moved):
+        moved = iter(moved)
+        at = [next(moved) if moves else each for moves, each in zip(moving, primals, strict=True)]
+        return total(_units(at[0], t, step, at[1])[0])
+
+    pick = lambda args: [each for moves, each in zip(moving, args, strict=True) if moves]
+    _, change = jax.jvp(excess, pick(primals), pick(tangents))
+    g, _, ratio = _units(d, t, step, alpha)
+    return (t, step), (-change / total(g / ratio), jnp.zeros_like(step))
 
 
 class _AbstractEntmax(AbstractRowwise):

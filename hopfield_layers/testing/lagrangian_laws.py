@@ -125,8 +125,10 @@ def _well_formed(x: Any, value: Any, g: Any, energy: Any) -> None:
 def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     """Every law at (x, y), each of one or more parts."""
     fns = (lagrangian, lagrangian.activation, lagrangian.energy)
-    value, g, energy = (fn(x) for fn in fns)
-    _well_formed(x, value, g, energy)
+    _well_formed(x, *(jax.eval_shape(fn, x) for fn in fns))
+    value, slope = jax.value_and_grad(lagrangian)(x)
+    g, times = jax.linearize(lagrangian.activation, x)
+    energy = lagrangian.energy(x)
     # One program for all, which takes a fraction of the time to compile.
     middle = x / 2 + y / 2
     points = jnp.stack([x, y, middle, jnp.zeros_like(x)])
@@ -134,8 +136,8 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     by_vmap = (values[0], gs[0], energies[0])
     (_, value_y, value_middle, value_0), (_, g_y, g_middle, g_0) = values, gs
     # Where L leaves the range its derivative says nothing.
-    gradient = jnp.where(jnp.isfinite(value), jax.grad(lagrangian)(x), g)
-    curvature, moved = _curvature(lagrangian, x)
+    gradient = jnp.where(jnp.isfinite(value), slope, g)
+    curvature, moved = _curvature(times, x)
     product = _size(x, g)
     # A function whose values are small may yet be the difference of terms of size 1 per unit, as
     # ln(1 + eᵗ) − ln 2 is near 0; and its derivative, as eᵗ − 1.
@@ -190,9 +192,8 @@ def _size(a: Array, b: Array) -> Array:
     return jnp.sum(jnp.where(a == 0, 0, jnp.abs(a * b)))
 
 
-def _curvature(lagrangian: AbstractLagrangian, x: Array) -> tuple[Array, Array]:
+def _curvature(times: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     """H x, and Σⱼ |Hᵢⱼ xⱼ|: in units of ε what rounding x does to g."""
-    _, times = jax.linearize(lagrangian.activation, x)
     hessian = jax.vmap(times)(jnp.eye(x.size, dtype=x.dtype).reshape(-1, *x.shape))
     # A unit at 0 isn't rounded.
     columns = hessian.reshape(x.size, x.size) * x.reshape(-1, 1)

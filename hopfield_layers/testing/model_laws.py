@@ -144,7 +144,9 @@ def descent_laws(
         jnp.asarray(0.0 if exact else getattr(stepsize_controller, name, 0.0))
         for name in ("rtol", "atol")
     )
-    return _along(field, solution.ts, solution.ys, rtol, atol) | _time_constants(model)
+    xs, rates = _steps(field, solution.ts, solution.ys)
+    either = EnergyFlow(model, inputs=inputs)
+    return _along(either, solution.ts, xs, rates, rtol, atol) | _time_constants(model)
 
 
 def _checked(model: Any, x: PyTree) -> tuple[AbstractEnergyModel, PyTree]:
@@ -189,23 +191,26 @@ class _Local(eqx.Module):
         model, zero = field.model, jnp.zeros(())
         self.x, unravel = ravel_pytree(x)
         flat = lambda fn: lambda x: ravel_pytree(fn(unravel(x)))[0]
-        self.g = flat(model.activations)(self.x)
         self.u = flat(lambda x: field.drive(zero, x))(self.x)
         self.energy, self.slope = jax.value_and_grad(lambda x: field.energy(zero, unravel(x)))(
             self.x
         )
-        # Near an edge, rounding x makes it another H.
+
+        def derivatives(x):
+            g, times = jax.linearize(flat(model.activations), x)
+            return g, times(self.u), jax.vmap(times, out_axes=-1)(jnp.eye(x.size, dtype=x.dtype))
+
+        # Near an edge, rounding x makes it another H; and far out H may be small as a difference
+        # of terms of the size that it has at 0.
         turns = 4 * jnp.finfo(self.x.dtype).eps * (-1.0) ** jnp.arange(self.x.size)
         nearby = self.x * (1 + jnp.outer(jnp.array([0, 1, -1]), turns).astype(self.x.dtype))
-        force = lambda x: jax.jvp(flat(model.activations), (x,), (self.u,))[1]
-        self.force, up, down = jax.vmap(force)(nearby)
+        points = jnp.concatenate([nearby, jnp.zeros_like(nearby[:1])])
+        gs, (self.force, up, down, _), hessians = jax.lax.map(derivatives, points)
+        self.g = gs[0]
         self.unsteady = jnp.abs(up - self.force) + jnp.abs(down - self.force)
-        # Far out H may be small as a difference of terms of the size that it has at 0. Where one
-        # unit's curvature leaves the range, ∞ · 0 is NaN in the rows of the others.
-        here_and_at_0 = jnp.stack([self.x, jnp.zeros_like(self.x)])
-        curvatures = jnp.abs(jax.vmap(jax.jacfwd(flat(model.activations)))(here_and_at_0))
-        self.curvature = jnp.nan_to_num(curvatures[0], nan=0, posinf=jnp.inf)
-        self.terms = jnp.nan_to_num(curvatures[1], nan=0, posinf=0)
+        # Where one unit's curvature leaves the range, ∞ · 0 is NaN in the rows of the others.
+        self.curvature = jnp.nan_to_num(jnp.abs(hessians[0]), nan=0, posinf=jnp.inf)
+        self.terms = jnp.nan_to_num(jnp.abs(hessians[-1]), nan=0, posinf=0)
         self.rounding = rounding(
             self.x.size,
             self.energy,
@@ -248,9 +253,7 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     }
 
 
-def _falling(field: EnergyFlow, x: PyTree) -> Laws:
-    local = _Local(field, x)
-    rate, _ = ravel_pytree(field(jnp.zeros(()), x))
+def _falling(local: _Local, rate: Array) -> Laws:
     size = _times(
         local.curvature + local.terms, jnp.abs(local.u) + jnp.abs(local.x) + jnp.abs(local.g)
     )
@@ -301,32 +304,31 @@ def _time_constants(model: AbstractEnergyModel) -> Laws:
 
 
 @eqx.filter_jit
-def _along(field: EnergyFlow, ts: Array, xs: PyTree, rtol: Array, atol: Array) -> Laws:
-    """The laws at each step that was taken, and E(xₙ) ≥ E(xₙ₊₁)."""
+def _steps(field: EnergyFlow, ts: Array, xs: PyTree) -> tuple[PyTree, PyTree]:
+    """The states of the steps that were taken, the others as the first, and dx/dt there."""
     taken = jnp.isfinite(ts)
     fill = lambda x: jnp.where(taken.reshape(-1, *(1,) * (x.ndim - 1)), x, x[:1])
-    xs, zero = jax.tree.map(fill, xs), jnp.zeros(())
+    xs = jax.tree.map(fill, xs)
+    return xs, jax.lax.map(lambda x: field(jnp.zeros(()), x), xs)
 
-    def at(x):
-        energy, slope = jax.value_and_grad(lambda x: field.energy(zero, x))(x)
-        sizes = jax.tree.map(
-            lambda x, g, s: (jnp.abs(x * g) + jnp.abs(x * s)).sum(),
-            x,
-            field.model.activations(x),
-            slope,
-        )
-        error = jax.tree.map(
-            lambda x, s: jnp.sum(jnp.abs(s) * (rtol * jnp.abs(x) + atol)), x, slope
-        )
-        units = sum(leaf.size for leaf in jax.tree.leaves(x))
-        size = rounding(units, energy, *jax.tree.leaves(sizes))
-        return energy, size + sum(jax.tree.leaves(error))
 
-    laws = {
-        law: [part.at_worst() for part in parts]
-        for law, parts in jax.lax.map(lambda x: _falling(field, x), xs).items()
-    }
-    energies, tolerances = jax.lax.map(at, xs)
+@eqx.filter_jit
+def _along(
+    field: EnergyFlow, ts: Array, xs: PyTree, rates: PyTree, rtol: Array, atol: Array
+) -> Laws:
+    """The laws at each step, and E(xₙ) ≥ E(xₙ₊₁). Of the field only its model and inputs matter,
+    so that one program serves both flows.
+    """
+    taken = jnp.isfinite(ts)
+
+    def at(x_and_rate):
+        local = _Local(field, x_and_rate[0])
+        rate, _ = ravel_pytree(x_and_rate[1])
+        error = jnp.sum(jnp.abs(local.slope) * (rtol * jnp.abs(local.x) + atol))
+        return _falling(local, rate), local.energy, local.rounding + error
+
+    laws, energies, tolerances = jax.lax.map(at, (xs, rates))
+    laws = {law: [part.at_worst() for part in parts] for law, parts in laws.items()}
     after = jnp.where(taken[1:], energies[1:], energies[:-1])
     terms = {"t": ts[1:], "E(xₙ₊₁)": after}
     tolerance = tolerances[1:] + tolerances[:-1]
