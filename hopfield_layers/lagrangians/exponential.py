@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from .._arrays import as_float
 from .base import AbstractElementwise, cast
-from .special import floored_exponent, magnitude, scaled_exp, sinh
+from .special import exp, expm1, magnitude, scaled_exp, sinh
 
 
 class LExp(AbstractElementwise):
@@ -40,7 +40,7 @@ class LExp(AbstractElementwise):
         return scaled_exp(1 / beta, beta * z)
 
     def _activation(self, z):
-        return jnp.exp(floored_exponent(cast(self.beta, z, self.min_beta) * z))
+        return exp(cast(self.beta, z, self.min_beta), z)
 
     def _energy(self, z):
         beta = cast(self.beta, z, self.min_beta)
@@ -75,7 +75,7 @@ class LRexp(AbstractElementwise):
         return scaled_exp(1 / beta, beta * z) - z
 
     def _activation(self, z):
-        return jnp.expm1(cast(self.beta, z, self.min_beta) * jnp.where(z <= 0, 0, z))
+        return expm1(cast(self.beta, z, self.min_beta), jnp.where(z <= 0, 0, z))
 
     def _energy(self, z):
         beta = cast(self.beta, z, self.min_beta)
@@ -109,7 +109,7 @@ class LCosh(AbstractElementwise):
         return scaled_exp(1 / (2 * beta), t) + scaled_exp(1 / (2 * beta), -t)
 
     def _activation(self, z):
-        return sinh(cast(self.beta, z, self.min_beta) * z)
+        return sinh(cast(self.beta, z, self.min_beta), z)
 
     def _energy(self, z):
         # t sinh t − cosh t = ½(t − 1)eᵗ − ½(t + 1)e⁻ᵗ with t = |βx|: only one term can overflow.

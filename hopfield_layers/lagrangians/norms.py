@@ -1,64 +1,83 @@
 """Lagrangians whose activation normalises each row."""
 
-import abc
 import functools
 import math
 import operator
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._arrays import as_float, SMALLEST, spread
 from .base import AbstractRowwise, cast
 
 
-def _largest(z: Array, axis: int | None, least: ArrayLike = 0.0) -> Array:
-    """About max |z| per row or `least`, a scale without a derivative; 1 where both are 0.
+def _unit(centred: bool) -> float:
+    """What is taken of z, so that no difference of two entries leaves the range."""
+    return 1 / 16 if centred else 1.0
 
-    A power of 2, so that scaling by it is exact.
+
+def _scaled(z: Array, axis: int, root: float, centred: bool) -> tuple[Array, Array, Array]:
+    """w and s with v/√(mean v² + root²) = w/s, and c with v = cw/unit, for v = z or z − mean z.
+
+    The mean of v² is a sum unless they are centred. Nothing is selected by a value: XLA then makes
+    it one loop.
     """
-    largest = jnp.max(jnp.abs(lax.stop_gradient(z)), axis, keepdims=True, initial=0)
-    largest = jnp.maximum(largest, least)
+    unit, info = _unit(centred), jnp.finfo(z.dtype)
+    v, size = unit * z, max(z.shape[axis], 1) if centred else 1
+    if centred:
+        # A large offset costs no digits, and equal units give 0.
+        v = v - jnp.max(v, axis, keepdims=True, initial=-jnp.inf)
     # XLA divides by way of the reciprocal, which must not vanish.
-    info = jnp.finfo(z.dtype)
-    largest = jnp.minimum(largest, 1 / info.tiny)
-    largest = lax.reduce_precision(largest, exponent_bits=info.nexp, mantissa_bits=0)
-    return jnp.where(largest == 0, 1, largest)
+    size_of_v = jnp.abs(v) if centred else jnp.minimum(jnp.abs(v), 1 / info.tiny)
+    c = jnp.max(size_of_v, axis, keepdims=True, initial=max(unit * root, float(info.tiny)))
+    w = v / c
+    if centred:
+        # The second mean is the rounding error of the first, which many small units beside a large
+        # one feel.
+        for _ in range(2):
+            w = w - jnp.sum(w, axis, keepdims=True) / size
+    squares = jnp.sum(jnp.square(w), axis, keepdims=True) / size + jnp.square(unit * root / c)
+    return w, jnp.sqrt(jnp.maximum(squares, info.tiny)), c
 
 
-def _scaled(z: Array, root: Array, axis: int, size: int) -> tuple[Array, Array, Array, Array]:
-    """w, e, s, c with z = c·w, √ε = c·e and √(‖z‖²/size + ε) = c·s, where w and e are moderate."""
-    c = _largest(z, axis, root)
-    w, e = z / c, root / c
-    squares = jnp.sum(jnp.square(w), axis, keepdims=True) / size + jnp.square(e)
-    s = jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
-    return w, e, s, c
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _direction(z: Array, root: Array, axis: int, size: int) -> Array:
-    """z/√(‖z‖²/size + ε) per row, given √ε."""
-    w, _, s, _ = _scaled(z, root, axis, size)
-    return w / jnp.where(s == 0, 1, s)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _direction(z: Array, axis: int, root: float, centred: bool) -> Array:
+    """v/√(mean v² + root²) for v = z or z − mean z."""
+    w, s, _ = _scaled(z, axis, root, centred)
+    return w / s
 
 
 @_direction.defjvp
-def _(axis, size, primals, tangents):
-    # The tangent along z shrinks by (e/s)², which the difference of two terms would lose.
-    (z, root), (dz, _) = primals, tangents
-    w, e, s, c = _scaled(z, root, axis, size)
-    s = jnp.where(s == 0, 1, s)
-    dw = dz / c
-    squares = jnp.sum(jnp.square(w), axis, keepdims=True)
-    along = jnp.sum(w * dw, axis, keepdims=True) / jnp.where(squares == 0, 1, squares) * w
-    return w / s, (dw - along + along * jnp.square(e / s)) / s
+def _(axis, root, centred, primals, tangents):
+    # The tangent along v shrinks by root²/(mean v² + root²), which the difference of two terms
+    # would lose.
+    (z,), (dz,) = primals, tangents
+    w, s, c = _scaled(z, axis, root, centred)
+    dv = _unit(centred) * dz
+    if centred:
+        for _ in range(2):
+            dv = dv - jnp.sum(dv / z.shape[axis], axis, keepdims=True)
+    dw = dv / c
+    squares = jnp.maximum(jnp.sum(jnp.square(w), axis, keepdims=True), jnp.finfo(z.dtype).tiny)
+    across = dw - jnp.sum(w * dw, axis, keepdims=True) / squares * w
+    shrinks = jnp.square(_unit(centred) * root / (c * s))
+    return w / s, ((1 - shrinks) * across + shrinks * dw) / s
+
+
+def _power_of_2(z: Array) -> Array:
+    """That below the largest |z|, so that scaling by it is exact; its reciprocal is in range."""
+    info = jnp.finfo(z.dtype)
+    largest = jnp.max(jnp.abs(lax.stop_gradient(z)), initial=1)
+    largest = jnp.minimum(largest, 1 / info.tiny)
+    return lax.reduce_precision(largest, exponent_bits=info.nexp, mantissa_bits=0)
 
 
 class _AbstractNorm(AbstractRowwise):
+    _centred: ClassVar[bool]
     gamma: eqx.AbstractVar[Array]
     delta: eqx.AbstractVar[Array]
     eps: eqx.AbstractVar[float]
@@ -67,33 +86,31 @@ class _AbstractNorm(AbstractRowwise):
         if self.eps < 0:
             raise ValueError(f"{type(self).__name__}: eps must not be negative, got {self.eps}.")
 
-    @abc.abstractmethod
-    def _row(self, z: Array) -> tuple[Array, Array, int]:
-        """v, k, D such that with r = √(‖v/k‖²/D + ε) per row, L = Dγr + δ·z and g = γv/kr + δ."""
+    def _parts(self, z: Array) -> tuple[Array, Array, float, int]:
+        """s, c and unit with √(mean v² + ε) = sc/unit, and how many v² the mean is of."""
+        _, s, c = _scaled(z, self.axis, math.sqrt(self.eps), self._centred)
+        return s, c, _unit(self._centred), z.shape[self.axis] if self._centred else 1
 
     def _value(self, z):
-        v, k, size = self._row(z)
-        _, _, s, c = _scaled(v, math.sqrt(self.eps) * k, self.axis, size)
+        s, c, unit, size = self._parts(z)
         norms = size * cast(self.gamma, z, SMALLEST) * s
 
-        def total(unit):
-            return jnp.sum(norms * (c / (k * unit))) + jnp.sum(self._shift(z) * (z / unit))
+        def total(scale):
+            of_rows = jnp.sum(norms * (c / scale / unit))
+            return of_rows + jnp.sum(self._shift(z) * (z / scale))
 
         # Terms may leave the range though their sum doesn't.
-        unit = jnp.where(jnp.isfinite(total(1.0)), 1, _largest(z, None))
-        return total(unit) * unit
+        scale = jnp.where(jnp.isfinite(total(1.0)), 1, _power_of_2(z))
+        return total(scale) * scale
 
     def _activation(self, z):
-        v, k, size = self._row(z)
-        direction = _direction(v, math.sqrt(self.eps) * k, self.axis, size)
+        direction = _direction(z, self.axis, math.sqrt(self.eps), self._centred)
         return cast(self.gamma, z, SMALLEST) * direction + self._shift(z)
 
     def _energy(self, z):
-        v, k, size = self._row(z)
+        s, c, unit, size = self._parts(z)
         root = math.sqrt(self.eps)
-        _, e, s, _ = _scaled(v, root * k, self.axis, size)
-        ratio = e / jnp.where(s == 0, 1, s)
-        return -size * root * cast(self.gamma, z, SMALLEST) * ratio
+        return -size * root * cast(self.gamma, z, SMALLEST) * (unit * root / (c * s))
 
     def _shift(self, z: Array) -> Array:
         return spread(f"{type(self).__name__}: delta", self.delta.astype(z.dtype), z.shape)
@@ -126,22 +143,11 @@ class LLayerNorm(_AbstractNorm):
     ```
     """
 
+    _centred = True
     gamma: Array = eqx.field(default=1.0, converter=as_float)
     delta: Array = eqx.field(default=0.0, converter=as_float)
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
     eps: float = eqx.field(default=1e-5, converter=float, static=True)
-
-    def _row(self, z):
-        size = max(z.shape[self.axis], 1)
-        # Scaled by a power of 2, so that no difference leaves the range or is lost below it.
-        small = jnp.finfo(z.dtype).eps ** -2.0
-        k = jnp.where(_largest(z, self.axis) > 1, 2.0 ** -(1 + size.bit_length()), small)
-        v = k * z
-        # Shifted first, so that a large offset costs no digits and equal units give 0; the second
-        # mean is the rounding error of the first, which many small v next to a large one feel.
-        v = v - lax.stop_gradient(jnp.max(v, self.axis, keepdims=True, initial=-jnp.inf))
-        v = v - jnp.sum(v, self.axis, keepdims=True) / size
-        return v - jnp.sum(v, self.axis, keepdims=True) / size, k, size
 
 
 class LSphericalNorm(_AbstractNorm):
@@ -169,10 +175,8 @@ class LSphericalNorm(_AbstractNorm):
     ```
     """
 
+    _centred = False
     gamma: Array = eqx.field(default=1.0, converter=as_float)
     delta: Array = eqx.field(default=0.0, converter=as_float)
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
     eps: float = eqx.field(default=1e-5, converter=float, static=True)
-
-    def _row(self, z):
-        return z, jnp.ones((), z.dtype), 1

@@ -13,6 +13,7 @@ from .special import (
     log_cosh_conjugate,
     magnitude,
     scaled_exp,
+    sigmoid,
     tanh,
 )
 
@@ -46,7 +47,7 @@ class LTanh(AbstractElementwise):
         return log_cosh(cast(self.beta, z, self.min_beta), z)
 
     def _activation(self, z):
-        return tanh(cast(self.beta, z, self.min_beta) * z)
+        return tanh(cast(self.beta, z, self.min_beta), z)
 
     def _energy(self, z):
         return log_cosh_conjugate(cast(self.beta, z, self.min_beta), z)
@@ -89,8 +90,8 @@ class LSigmoid(AbstractElementwise):
         return scale * jnp.where(z < 0, 0, z) + scaled_exp(scale * log1p_ratio(q) / beta, t)
 
     def _activation(self, z):
-        _, scale, t, q = self._parts(z)
-        return scaled_exp(scale / (1 + q), jnp.where(z < 0, t, 0))
+        beta, scale = cast(self.beta, z, self.min_beta), cast(self.scale, z, SMALLEST)
+        return sigmoid(scale, beta, z)
 
     def _energy(self, z):
         # An even function of x, and all its terms have one sign.

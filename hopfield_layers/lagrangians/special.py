@@ -4,11 +4,17 @@ Where two branches meet, each takes the edge for an argument that is the other's
 the compiler evaluates twice may come out both ways, and then either value is right.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
+
+
+_Function = Callable[[Array, Array], Array]
 
 
 def magnitude(t: Array) -> Array:
@@ -49,18 +55,78 @@ def log1p_ratio(q: Array) -> Array:
     return jnp.where(small, 1 - near * (0.5 - near / 3), jnp.log1p(far) / far)
 
 
+def _of_product(value: _Function, slope: _Function) -> _Function:
+    """(β, z) ↦ value(β, z), a function of βz; its derivative is 0·∞ for no finite β, z and dz."""
+
+    @jax.custom_jvp
+    def fn(beta, z):
+        return value(beta, z)
+
+    @functools.partial(fn.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        (beta, z), (dbeta, dz) = primals, tangents
+        of_beta_z = slope(beta, z)
+        change = jnp.zeros_like(of_beta_z)
+        for factor, tangent in ((beta, dz), (z, dbeta)):
+            if not isinstance(tangent, SymbolicZero):
+                change += of_beta_z * factor * tangent
+        return fn(beta, z), change
+
+    return fn
+
+
+exp = _of_product(lambda beta, z: jnp.exp(beta * z), lambda beta, z: exp(beta, z))
+expm1 = _of_product(lambda beta, z: jnp.expm1(beta * z), exp)
+
+
+def _bell(t: Array) -> Array:
+    """The derivative of 1/(1 + exp(−t)), accurate in both tails."""
+    q = jnp.exp(-magnitude(t))
+    return q / jnp.square(1 + q)
+
+
+# 1 − tanh² would cancel in both tails.
+tanh = _of_product(lambda beta, z: jnp.tanh(beta * z), lambda beta, z: 4 * _bell(2 * (beta * z)))
+
+
+def _sinh(beta: Array, z: Array) -> Array:
+    # |sinh t| = (E + E/(1 + E))/2 with E = exp|t| − 1 = e(e + 2), of which only the first overflows
+    t = beta * z
+    e = jnp.expm1(jnp.abs(t) / 2)
+    small = jnp.minimum(e, 1 / jnp.finfo(t.dtype).eps)
+    small = small * (small + 2)
+    positive = e / 2 * (e + 2) + small / (1 + small) / 2
+    return jnp.copysign(jnp.maximum(positive, jnp.abs(t)), t)  # where t/2 vanishes
+
+
+def _cosh(beta: Array, z: Array) -> Array:
+    h = jnp.exp(jnp.abs(beta * z) / 2)
+    return h / 2 * h + 1 / (2 * h * h)
+
+
+sinh = _of_product(_sinh, lambda beta, z: cosh(beta, z))
+cosh = _of_product(_cosh, sinh)
+
+
 @jax.custom_jvp
-def tanh(t: Array) -> Array:
-    """tanh(t); its derivative is accurate in both tails, where 1 − tanh² cancels."""
-    return jnp.tanh(t)
+def sigmoid(scale: Array, beta: Array, z: Array) -> Array:
+    """scale/(1 + exp(−βz)), which may be in range where exp(βz) isn't."""
+    # h²/(h² + 1) with h = exp(βz/2), which is 1 long before h² leaves the range
+    h = jnp.minimum(jnp.exp(beta * z / 2), 2.0**30)
+    return scale * (h / (h * h + 1)) * h
 
 
-@tanh.defjvp
+@functools.partial(sigmoid.defjvp, symbolic_zeros=True)
 def _(primals, tangents):
-    (t,), (dt,) = primals, tangents
-    q = jnp.exp(-2 * magnitude(t))
-    slope = 4 * q / jnp.square(1 + q)
-    return tanh(t), jnp.where(slope == 0, 0, slope * dt)  # dt may be infinite
+    (scale, beta, z), (dscale, dbeta, dz) = primals, tangents
+    slope = scale * _bell(beta * z)
+    change = jnp.zeros_like(slope)
+    for factor, tangent in ((beta, dz), (z, dbeta)):
+        if not isinstance(tangent, SymbolicZero):
+            change += slope * factor * tangent
+    if not isinstance(dscale, SymbolicZero):
+        change += sigmoid(dscale, beta, z)
+    return sigmoid(scale, beta, z), change
 
 
 def log_cosh(beta: Array, z: Array) -> Array:
@@ -86,14 +152,3 @@ def _log_cosh_parts(t: Array) -> tuple[Array, Array, Array, Array, Array]:
     small = jnp.where(near, t, 1)
     large = jnp.where(near, 1, -floored_exponent(-magnitude(t)))
     return near, small, jnp.sinh(small / 2), large, jnp.exp(-2 * large)
-
-
-def sinh(t: Array) -> Array:
-    """sinh t to a few ulps; it overflows only where sinh does."""
-    a = magnitude(t)
-    near = a < 1
-    small, large = jnp.where(near, a, 1), jnp.where(near, 1, a)
-    e, half = jnp.expm1(small), jnp.full_like(t, 0.5)
-    far = scaled_exp(half, large) - scaled_exp(half, -large)
-    positive = jnp.where(near, (e + e / (1 + e)) / 2, far)
-    return jnp.where(t < 0, -positive, positive)
