@@ -103,8 +103,8 @@ def check_lagrangian(
     The laws are those of [`hopfield_layers.testing.assert_lagrangian`][], and for a layer with a
     bias and τ = 2 those of [`hopfield_layers.testing.assert_energy_bounded`][],
     [`hopfield_layers.testing.assert_energy_descends`][] (along the state flow: the other is its
-    leak alone) and [`hopfield_layers.testing.assert_gradients`][]. Of each that is broken the report shows the
-    simplest counterexample that Hypothesis finds. Every run draws the same states.
+    leak alone) and [`hopfield_layers.testing.assert_gradients`][]. Of each that is broken the
+    report shows the simplest counterexample that Hypothesis finds. Every run draws the same states.
 
     **Arguments:**
 
