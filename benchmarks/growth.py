@@ -6,9 +6,10 @@ each size the time of one evaluation of the activation flow's dx/dt, and of eigh
 Times are medians; exponents k of time ∝ size^k are fitted to the three largest sizes, where
 starting a program no longer counts.
 
-Memory is that of XLA's temporaries for dx/dt, as a multiple of the weights or patterns. Compile
-times are those of `relax`, tracing included, in turns, as ratios of the largest size to the
-smallest. Draws growth.png beside itself.
+Memory is that of XLA's temporaries for dx/dt, as a multiple of the weights or patterns; it doesn't
+know of what a kernel that does all at once, as for 4096 states, takes for itself. Compile times
+are those of `relax`, tracing included, in turns, as ratios of the largest size to the smallest.
+Draws growth.png beside itself.
 """
 
 import pathlib

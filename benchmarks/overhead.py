@@ -10,6 +10,7 @@ with `energy_descent`, an event for rest, and `ImplicitAdjoint`.
 |---|---|
 | call | one call, from Python to the result |
 | program | the compiled program alone, with what Python does left out |
+| same field | likewise, by hand with the layer's `EnergyFlow` too: `solve` and `relax` themselves |
 | first call | trace and compile, from empty caches |
 
 The second table is for five units alone: 200 Euler steps, as a share of a `lax.scan` of the same
@@ -18,6 +19,7 @@ the steps beforehand, and with the environment's `EQX_ON_ERROR=nan`, which a pro
 no check can call Python. `diffrax` is `diffeqsolve` with the same options.
 """
 
+import functools
 import gc
 import os
 import statistics
@@ -39,18 +41,22 @@ import hopfield_layers as hl
 from .side_by_side import machine, ratio, Run, times
 
 
-def solve_by_hand(
-    layer: hl.Layer, x0: Array, t1: Array, rtol: Array, atol: Array
-) -> diffrax.Solution:
+def closed_form(layer: Any) -> Callable[..., Array]:
     """The state flow of tanh units."""
 
     def field(t, x, args):
-        z = x - layer.bias
-        beta = layer.lagrangian.beta  # pyright: ignore[reportAttributeAccessIssue]
+        z, beta = x - layer.bias, layer.lagrangian.beta
         return -beta * (1 - jnp.tanh(beta * z) ** 2) * z / layer.tau
 
+    return field
+
+
+def solve_by_hand(
+    layer: hl.Layer, x0: Array, t1: Array, rtol: Array, atol: Array, field: Any = closed_form
+) -> diffrax.Solution:
+    """The state flow to t1."""
     return diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
+        diffrax.ODETerm(field(layer)),
         diffrax.Tsit5(),
         t0=0.0,
         t1=t1,
@@ -97,18 +103,19 @@ def vmapped(fn: Callable[..., Any], batch: tuple[int, ...]) -> Callable[..., Any
     return run
 
 
-def pairs(units: int, *batch: int) -> dict[str, tuple[Callable, tuple, Callable, tuple]]:
-    """Of `solve` and of `relax`: ours and its arguments, and by hand."""
+def pairs(units: int, *batch: int) -> dict[str, tuple[Callable, tuple, Callable, tuple, Callable]]:
+    """Of `solve` and of `relax`: ours and its arguments, by hand, and by hand with our field."""
     bias = 0.1 * jr.normal(jr.key(0), (units,), jnp.float32)
     layer = hl.TanhLayer(units, tau=2.0, bias=bias)
     x0 = jr.normal(jr.key(1), (*batch, units), jnp.float32)
     t1, rtol, atol = (jnp.array(number, jnp.float32) for number in (20.0, 1e-5, 1e-7))
     tol = jnp.array(1e-5, jnp.float32)
     ours = lambda layer, x0, tol: hl.relax(layer, x0, tol=tol)
-    by_hand = [vmapped(fn, batch) for fn in (solve_by_hand, relax_by_hand)]
+    with_ours = functools.partial(solve_by_hand, field=hl.EnergyFlow)
+    solve, same, relax = (vmapped(fn, batch) for fn in (solve_by_hand, with_ours, relax_by_hand))
     return {
-        "solve": (hl.solve, (layer, x0, t1), by_hand[0], (layer, x0, t1, rtol, atol)),
-        "relax": (ours, (layer, x0, tol), by_hand[1], (layer, x0, tol)),
+        "solve": (hl.solve, (layer, x0, t1), solve, (layer, x0, t1, rtol, atol), same),
+        "relax": (ours, (layer, x0, tol), relax, (layer, x0, tol), relax),
     }
 
 
@@ -144,23 +151,25 @@ def program(fn: Callable[..., Any], args: tuple[Any, ...]) -> Run:
     return lambda: compiled(*leaves)
 
 
-def row(ours: Callable, args: tuple, by_hand: Callable, hand_args: tuple, calls: int) -> list[str]:
-    """The three ratios."""
+def row(
+    ours: Callable, args: tuple, by_hand: Callable, hand_args: tuple, same: Callable, calls: int
+) -> list[str]:
+    """The four ratios."""
     by_hand_jit = eqx.filter_jit(by_hand)
     runs = (lambda: ours(*args), lambda: by_hand_jit(*hand_args))
     first = first_calls(*runs)
-    programs = (program(ours, args), program(by_hand, hand_args))
+    programs = [program(*of) for of in ((ours, args), (by_hand, hand_args), (same, hand_args))]
     called = times(*(many(run, calls) for run in (*runs, *programs)), repeats=15)
     hand = statistics.median(called[1]) / calls
     return [
         f"{1e6 * hand:.0f} µs, {statistics.median(first[1]):.2f} s",
-        *(str(ratio(a, b)) for a, b in (called[:2], called[2:], first)),
+        *(str(ratio(a, b)) for a, b in (called[:2], called[2:4], called[2::2], first)),
     ]
 
 
 def small(units: int = 5, steps: int = 200, calls: int = 300) -> None:
     """Prints the rows of this process: Euler's steps as a share of those of `lax.scan`."""
-    (_, (layer, x0, _), _, _) = pairs(units)["solve"]
+    (_, (layer, x0, _), *_) = pairs(units)["solve"]
     dt = jnp.array(0.1, jnp.float32)
     t1 = steps * dt
     grid = jnp.linspace(0.0, t1, steps + 1)
@@ -197,13 +206,17 @@ def small(units: int = 5, steps: int = 200, calls: int = 300) -> None:
 def main(sizes: tuple[tuple[int, ...], ...] = ((5,), (784,), (64, 1024)), steps: int = 200) -> None:
     """Prints the two tables. A size is the units, and after them the batch axes."""
     print(f"tanh units in float32, solve to t = 10 τ, {machine()}\n")
-    print("| | by hand | call | bar | program | first call | bar |\n" + "|---" * 7 + "|")
+    print("| | by hand | call | bar | program | same field | first call | bar |")
+    print("|---" * 8 + "|")
     for size in sizes:
         for name, case in pairs(*size).items():
-            hand, call, alone, first = row(*case, calls=3 if size[1:] else 100)
+            hand, call, alone, same, first = row(*case, calls=3 if size[1:] else 100)
             shape = " × ".join(map(str, (*size[1:], size[0])))
             title = f"`{name}`, {shape}"
-            print(f"| {title} | {hand} | {call} | 1.05 | {alone} | {first} | 1.2 |", flush=True)
+            print(
+                f"| {title} | {hand} | {call} | 1.05 | {alone} | {same} | {first} | 1.2 |",
+                flush=True,
+            )
     print(
         f"\n| `EQX_ON_ERROR` | `lax.scan`, {steps} steps | `solve`, constant steps | `StepTo` ",
         end="",

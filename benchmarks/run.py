@@ -42,8 +42,8 @@ def main() -> None:
     for script, title in QUESTIONS.items():
         print(f"{title}: python -m benchmarks.{script}", file=sys.stderr, flush=True)
         parts.append(f"### {title}\n\n`python -m benchmarks.{script}`: {tables(script)}")
-    before, _, _ = README.read_text().partition(HEADING)
-    README.write_text(before + "\n\n".join(parts) + "\n")
+        before, _, _ = README.read_text().partition(HEADING)
+        README.write_text(before + "\n\n".join(parts) + "\n")
 
 
 def _processor() -> str:

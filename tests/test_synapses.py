@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.special import logsumexp
 
 import hopfield_layers as hl
+from hopfield_layers.synapses import blocks
 
 from .instances import CAUSAL, soft_absolute, SYNAPSES
 
@@ -345,6 +346,48 @@ def test_compiles_to_products(name, batch):
     text = jax.jit(gradient).lower(synapse, *gs).compile().as_text()
     assert text.count(f" {operation}(") == count, text
     assert " while(" not in text
+
+
+def derivatives(synapse, gs):
+    """A, ∂A/∂g, and the gradient of ‖∂A/∂g‖² with respect to the synapse and g."""
+    alignment = lambda synapse, gs: synapse.alignment(*gs)
+    slopes = jax.grad(alignment, 1)
+    squares = lambda *both: sum(jnp.sum(slope**2) for slope in slopes(*both))
+    return alignment(synapse, gs), slopes(synapse, gs), jax.grad(squares, (0, 1))(synapse, gs)
+
+
+@pytest.mark.parametrize("axes", [(None, None), (0, None), (None, 0)])
+@pytest.mark.parametrize("name", ["hidden", "memory"])
+def test_a_batch_in_blocks_is_each_sample_alone(name, axes, monkeypatch):
+    # 3 by 25 samples, in blocks of as many as there are units, 10 or 6. The weights of an ensemble
+    # are mapped over by the outer vmap or the inner one.
+    monkeypatch.setattr(blocks, "AT_A_TIME", 0)
+    synapse, rng = SYNAPSES[name], np.random.default_rng(3)
+    gs = [jnp.asarray(rng.normal(size=(3, 25, *shape))) for shape in synapse.shapes]
+    gs[0] = gs[0] if len(gs) == 1 else gs[0][:, 0]  # that of a row, for all of its samples
+    inner = [0] if len(gs) == 1 else [None, 0]
+    sizes = [size for size, axis in zip((3, 25), axes, strict=True) if axis == 0]
+    scale = jnp.asarray(rng.uniform(0.5, 2.0, size=sizes))
+    weights = jax.tree.map(lambda leaf: jnp.multiply.outer(scale, leaf), synapse)
+    run = jax.jit(jax.vmap(jax.vmap(derivatives, (axes[1], inner)), (axes[0], 0)))
+    assert (" while(" in run.lower(weights, gs).compile().as_text()) == (axes[1] is None)
+    together, alone = run(weights, gs), jax.jit(derivatives)
+    for i, j in np.ndindex(3, 25):
+        own = tuple(k for k, axis in zip((i, j), axes, strict=True) if axis == 0)
+        sample = [g[i] if axis is None else g[i, j] for g, axis in zip(gs, inner, strict=True)]
+        expected = alone(jax.tree.map(lambda leaf, own=own: leaf[own], weights), sample)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a[i, j], b, rtol=1e-11, atol=1e-11)
+
+
+def test_blocks_without_samples_or_units(monkeypatch):
+    monkeypatch.setattr(blocks, "AT_A_TIME", 0)
+    for units, batch in ((0, 5), (2, 0)):
+        synapse = hl.HiddenSynapse([(units,)], 3, Ws=[jnp.ones((units, 3))])
+        run = jax.jit(jax.vmap(jax.vmap(jax.value_and_grad(synapse.energy))))
+        energies, slopes = run(jnp.ones((2, batch, units)))
+        assert energies.shape == (2, batch)
+        assert slopes.shape == (2, batch, units)
 
 
 def test_from_patterns():

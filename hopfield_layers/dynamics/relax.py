@@ -1,5 +1,6 @@
 """Relaxation to a fixed point."""
 
+import math
 import operator
 from typing import Any
 
@@ -16,7 +17,17 @@ from .descent import descend_on, energy_descent
 from .exponential import ETD2RK
 from .flow import EnergyFlow, times
 from .implicit import Krylov, newton_krylov, with_tolerances_of
-from .samples import as_arrays, check_tools, per_sample, prepared
+from .samples import (
+    as_arrays,
+    as_clamp,
+    as_number,
+    check_tools,
+    checked,
+    floating,
+    per_sample,
+    prepared,
+    raise_if_not_finite,
+)
 from .settling import AtRest, Settling
 
 
@@ -132,49 +143,67 @@ def relax(
     """
     if callable(inputs):
         raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
-    field, x0 = prepared(model, x0, flow, clamp, inputs)
-    dtype = jnp.result_type(*jax.tree.leaves(x0))
-    if solver is None:
-        implicit = diffrax.ImplicitEuler(root_finder=newton_krylov())
-        solver = ETD2RK() if flow == "activation" else implicit
-    if stepsize_controller is None:
-        adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
-        loose = diffrax.PIDController(rtol=1e-2, atol=1e-2)
-        loose = loose if adaptive else diffrax.ConstantStepSize()
-        stepsize_controller = energy_descent(loose, field)
-    inner = getattr(stepsize_controller, "controller", stepsize_controller)
-    if isinstance(stepsize_controller, _TO_TIMES) or isinstance(inner, _TO_TIMES):
-        raise ValueError("relax has no times to step to: expected constant steps or a PID.")
-    check_tools(solver, stepsize_controller)
-    solver = with_tolerances_of(stepsize_controller, solver)
+    x0, dtype = floating(x0)
+    if clamp is not None:
+        clamp = as_clamp(model, x0, flow, clamp)
     max_steps = operator.index(max_steps)
     if max_steps < 1:
         raise ValueError(f"Expected max_steps of 1 at least, got {max_steps}.")
-    tools = as_arrays((solver, stepsize_controller), dtype)
-    options = (*tools, _positive("dt0", dt0, dtype), _positive("tol", tol, dtype))
-    rest = _relax(field, x0, options, max_steps)
-    return _arrived(rest, field, max_steps) if throw else rest
+    dt0, tol = as_number(dt0, dtype), as_number(tol, dtype)
+    tools = as_arrays((inputs, solver, stepsize_controller), dtype)
+    try:
+        leaves, structure, arrived = _relax((model, flow, clamp, x0, max_steps, *tools, dt0, tol))
+    except eqx.EquinoxRuntimeError:
+        raise_if_not_finite(x0)
+        _raise_if_not_positive(dt0=dt0, tol=tol)
+        raise
+    rest = jax.tree.unflatten(structure, leaves)
+    if throw and (isinstance(arrived, Tracer) or not arrived):
+        return _arrived(rest, EnergyFlow(model, flow, clamp, tools[0]), max_steps)
+    return rest
 
 
-def _positive(name: str, value: Any, dtype: Any) -> Any:
-    """`value` as an array, or an error unless it is one finite number greater than 0."""
-    if value is None:
-        return None
-    if jnp.shape(value) != ():
-        raise ValueError(f"Expected {name} to be one number, got shape {jnp.shape(value)}.")
-    value = jnp.asarray(value, dtype)
-    bad = ~((value > 0) & (value < jnp.inf))
-    if isinstance(value, Tracer):
-        return eqx.error_if(value, bad, f"Expected a finite {name} > 0.")
-    if bool(bad):
-        raise ValueError(f"Expected a finite {name} > 0, got {value}.")
-    return value
+def _raise_if_not_positive(**numbers: Any) -> None:
+    """Raises an error if one of these is known not to be finite and greater than 0."""
+    for name, value in numbers.items():
+        if value is None or isinstance(value, Tracer):
+            continue
+        if not 0 < float(value) < math.inf:
+            raise ValueError(f"Expected a finite {name} > 0, got {value}.") from None
+
+
+def _tools(field: EnergyFlow, solver: Any, controller: Any) -> tuple[Any, Any]:
+    """The solver and the controller, by default those of the flow; or an error."""
+    if solver is None:
+        implicit = diffrax.ImplicitEuler(root_finder=newton_krylov())
+        solver = ETD2RK() if field.flow == "activation" else implicit
+    if controller is None:
+        adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
+        loose = diffrax.PIDController(rtol=1e-2, atol=1e-2)
+        controller = energy_descent(loose if adaptive else diffrax.ConstantStepSize(), field)
+    inner = getattr(controller, "controller", controller)
+    if isinstance(controller, _TO_TIMES) or isinstance(inner, _TO_TIMES):
+        raise ValueError("relax has no times to step to: expected constant steps or a PID.")
+    check_tools(solver, controller)
+    return with_tolerances_of(controller, solver), controller
 
 
 @eqx.filter_jit
-def _relax(flow: EnergyFlow, x0: PyTree, options: Any, max_steps: int) -> Relaxation:
-    solver, controller, dt0, tol = options
-    dtype = jnp.result_type(*jax.tree.leaves(x0))
+def _relax(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, Array]:
+    """The leaves and the structure of the samples at rest, as a list and apart they pass through
+    Equinox's jit faster; and whether all arrived.
+    """
+    model, flow, clamp, x0, max_steps, inputs, *tools, dt0, tol = arguments
+    flow, x0, dtype = prepared(model, x0, flow, clamp, inputs)
+    solver, controller = _tools(flow, *tools)
+    errors = {}
+    dt0, tol = (None if of is None else jnp.asarray(of, dtype) for of in (dt0, tol))
+    for name, value in (("dt0", dt0), ("tol", tol)):
+        if value is not None and value.shape != ():
+            raise ValueError(f"Expected {name} to be one number, got shape {value.shape}.")
+        if value is not None:
+            errors[f"Expected a finite {name} > 0."] = ~((value > 0) & (value < jnp.inf))
+    x0 = checked(x0, errors)
     precision = float(jnp.finfo(dtype).eps) ** (2 / 3)
     rtol, atol = (precision, precision) if tol is None else (0.0, tol)
     taus = [tau.ravel() for tau in jax.tree.leaves(times(flow.model, x0)) if tau.size]
@@ -207,7 +236,8 @@ def _relax(flow: EnergyFlow, x0: PyTree, options: Any, max_steps: int) -> Relaxa
         steps = found.stats["num_steps"]
         return Relaxation(found.value, energy, state.residual, state.at_rest, state.time, steps)
 
-    return per_sample(sample, flow, x0)
+    rest = per_sample(sample, flow, x0)
+    return *jax.tree.flatten(rest), jnp.all(rest.converged)
 
 
 def _arrived(rest: Relaxation, field: EnergyFlow, max_steps: int) -> Relaxation:

@@ -1,19 +1,29 @@
 """Solutions of a model's flow, sample by sample."""
 
+import math
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .descent import descend_on
 from .flow import EnergyFlow, fastest, Guarded, Inputs
-from .samples import as_arrays, check_tools, per_sample, prepared
+from .samples import (
+    as_arrays,
+    as_clamp,
+    as_number,
+    check_tools,
+    checked,
+    floating,
+    per_sample,
+    prepared,
+    raise_if_not_finite,
+)
 
 
 def solve(
@@ -79,62 +89,78 @@ def solve(
 
     ```
     """
-    field, x0 = prepared(model, x0, flow, clamp, inputs)
-    dtype = jnp.result_type(*jax.tree.leaves(x0))
-    if stepsize_controller is None:
-        stepsize_controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
-    solver = diffrax.Tsit5() if solver is None else solver
-    check_tools(solver, stepsize_controller)
-    if dt0 is None and isinstance(stepsize_controller, diffrax.ConstantStepSize):
-        raise ValueError("Constant steps need their size, dt0.")
-    t0 = jnp.asarray(t0, dtype)
-    options |= {
-        "solver": solver,
-        "t0": t0,
-        "t1": _after(t0, jnp.asarray(t1, dtype)),
-        "dt0": None if dt0 is None else jnp.asarray(dt0, dtype),
-        "saveat": diffrax.SaveAt(t1=True) if saveat is None else saveat,
-        "stepsize_controller": stepsize_controller,
-        "max_steps": max_steps,
-    }
-    return _solve(field, x0, as_arrays(options, dtype))
+    x0, dtype = floating(x0)
+    if clamp is not None:
+        clamp = as_clamp(model, x0, flow, clamp)
+    t0, t1, dt0 = (as_number(t, dtype) for t in (t0, t1, dt0))
+    tools = (solver, stepsize_controller, dt0, saveat, options)
+    tools = as_arrays((inputs, *tools), dtype)
+    try:
+        leaves, structure = _solve((model, flow, clamp, x0, t0, t1, max_steps, *tools))
+    except eqx.EquinoxRuntimeError:
+        raise_if_not_finite(x0)
+        _raise_if_not_in_order(t0, t1)
+        raise
+    return jax.tree.unflatten(structure, leaves)
 
 
-def _after(t0: Array, t1: Array) -> Array:
-    """`t1`, or an error unless it is a finite number greater than `t0`."""
-    if t0.shape != () or t1.shape != ():
-        raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {t0.shape} and {t1.shape}.")
-    if isinstance(t0, Tracer) or isinstance(t1, Tracer):
-        bad = ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))
-        return eqx.error_if(t1, bad, "Expected finite times with t1 > t0.")
-    # In NumPy, which compiles nothing.
-    if not (np.isfinite(t0) and np.isfinite(t1) and float(t1) > float(t0)):
-        raise ValueError(f"Expected finite times with t1 > t0, got t0 = {t0} and t1 = {t1}.")
-    return t1
+def _raise_if_not_in_order(t0: Any, t1: Any) -> None:
+    """Raises an error if these are known not to be finite numbers with t1 > t0."""
+    known = not (isinstance(t0, Tracer) or isinstance(t1, Tracer))
+    if known and not -math.inf < float(t0) < float(t1) < math.inf:
+        raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
 
 
-def _checked(field: EnergyFlow, x0: PyTree, t0: Array, t1: Array) -> PyTree:
-    """`x0`, or an error if dx/dt is NaN there, or so far beyond the range as to be misjudged."""
+def _checked(field: EnergyFlow, x0: PyTree, t0: Array, t1: Array, rates: bool) -> PyTree:
+    """`x0`, or an error if it or the times are wrong, or if dx/dt, should `rates` matter, is NaN
+    there, or so far beyond the range as to be misjudged.
+    """
 
-    def bad(x, rate):
+    def beyond(x, rate):
         instant = jnp.abs(x) < jnp.finfo(rate.dtype).eps * (t1 - t0) * fastest(rate)
         return jnp.any(~((jnp.abs(rate) < fastest(rate)) | instant) | jnp.isnan(rate))
 
-    found = jnp.array(jax.tree.leaves(jax.tree.map(bad, x0, field(t0, x0))))
-    return eqx.error_if(x0, jnp.any(found), _BEYOND.format(dtype=t0.dtype))
+    errors = {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
+    if rates:
+        found = jnp.array(jax.tree.leaves(jax.tree.map(beyond, x0, field(t0, x0))))
+        errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(found)
+    return checked(x0, errors)
 
 
 @eqx.filter_jit
-def _solve(flow: EnergyFlow, x0: PyTree, options: dict[str, Any]) -> diffrax.Solution:
+def _solve(arguments: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    """The solution's leaves and structure. One argument, and a list, pass through Equinox's jit
+    faster than many, and than a solution.
+    """
+    model, flow, clamp, x0, t0, t1, max_steps, inputs, *tools = arguments
+    solver, controller, dt0, saveat, options = tools
+    field, x0, dtype = prepared(model, x0, flow, clamp, inputs)
+    if jnp.shape(t0) != () or jnp.shape(t1) != ():
+        shapes = f"{jnp.shape(t0)} and {jnp.shape(t1)}"
+        raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {shapes}.")
+    t0, t1 = t0.astype(dtype), t1.astype(dtype)
+    if controller is None:
+        controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
+    solver = diffrax.Tsit5() if solver is None else solver
+    check_tools(solver, controller)
+    constant = isinstance(controller, diffrax.ConstantStepSize)
+    if dt0 is None and constant:
+        raise ValueError("Constant steps need their size, dt0.")
     throw = options.get("throw", True)
-    constant = isinstance(options["stepsize_controller"], diffrax.ConstantStepSize)
+    options = options | {
+        "solver": solver,
+        "t0": t0,
+        "t1": t1,
+        "dt0": None if dt0 is None else jnp.asarray(dt0, dtype),
+        "saveat": diffrax.SaveAt(t1=True) if saveat is None else saveat,
+        "max_steps": max_steps,
+    }
 
     def sample(field, x0):
-        if throw and not constant:
-            x0 = _checked(field, x0, options["t0"], options["t1"])
+        x0 = _checked(field, x0, t0, t1, rates=throw and not constant)
         term = diffrax.ODETerm(field if constant else Guarded(field))
-        controller = descend_on(options["stepsize_controller"], field)
-        solution = diffrax.diffeqsolve(term, y0=x0, **options | {"stepsize_controller": controller})
+        control = descend_on(controller, field)
+        solution = diffrax.diffeqsolve(term, y0=x0, stepsize_controller=control, **options)
         ts = solution.ts
         if not throw or not isinstance(ts, Array):
             return solution
@@ -143,9 +169,10 @@ def _solve(flow: EnergyFlow, x0: PyTree, options: dict[str, Any]) -> diffrax.Sol
         bad = [jnp.isfinite(ts) & ~finite(y) for y in jax.tree.leaves(solution.ys)]
         return eqx.error_if(solution, jnp.any(jnp.array(bad)), _BEYOND.format(dtype=ts.dtype))
 
-    return per_sample(sample, flow, x0)
+    return jax.tree.flatten(per_sample(sample, field, x0))
 
 
+_NOT_IN_ORDER = "Expected finite times with t1 > t0."
 _BEYOND = (
     "x or dx/dt left the range of {dtype}, or the inputs or the model's parameters are NaN. Start "
     'nearer to the bias, take smaller steps, follow flow="activation", or solve in float64 '

@@ -1,6 +1,5 @@
 """Synapses through hidden units, whose Lagrangian makes them nonlinear."""
 
-import functools
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from .._arrays import as_float, as_shape
 from ..lagrangians import AbstractLagrangian, as_lagrangian, LRelu, LSoftmax
 from .base import AbstractShaped, as_shapes, heads, Shapes, sizes, weights
+from .blocks import hidden_value
 from .rows import row_values
 
 
@@ -20,6 +20,8 @@ class HiddenSynapse(AbstractShaped):
 
     The hidden units have no state of their own: each is at its minimum of the energy. The columns
     of Wᵏ are patterns of the layer k; with a softmax as L_hid this is the modern Hopfield network.
+    A and ∂A/∂g of a batch are evaluated in blocks of samples, whose h together take no more room
+    than the weights or 2²³ numbers.
 
     **Arguments:**
 
@@ -104,8 +106,7 @@ class HiddenSynapse(AbstractShaped):
         return cls(shapes, len(arrays[0]), hidden_lagrangian=hidden_lagrangian, Ws=Ws)
 
     def _alignment(self, *gs):
-        products = [g.ravel() @ W.astype(g.dtype) for g, W in zip(gs, self.Ws, strict=True)]
-        return row_values(self.hidden_lagrangian, functools.reduce(jnp.add, products))
+        return hidden_value(self.hidden_lagrangian, self.Ws, gs)
 
 
 class HiddenTensorSynapse(AbstractShaped):
