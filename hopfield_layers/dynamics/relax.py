@@ -13,21 +13,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from . import samples
 from .descent import descend_on, energy_descent
 from .exponential import ETD2RK
 from .flow import EnergyFlow, times
 from .implicit import Krylov, newton_krylov, with_tolerances_of
-from .samples import (
-    as_arrays,
-    as_clamp,
-    as_number,
-    check_tools,
-    checked,
-    floating,
-    per_sample,
-    prepared,
-    raise_if_not_finite,
-)
 from .settling import AtRest, Settling
 
 
@@ -143,18 +133,16 @@ def relax(
     """
     if callable(inputs):
         raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
-    x0, dtype = floating(x0)
-    if clamp is not None:
-        clamp = as_clamp(model, x0, flow, clamp)
+    x0, clamp, dtype = samples.given(model, x0, flow, clamp)
     max_steps = operator.index(max_steps)
     if max_steps < 1:
         raise ValueError(f"Expected max_steps of 1 at least, got {max_steps}.")
-    dt0, tol = as_number(dt0, dtype), as_number(tol, dtype)
-    tools = as_arrays((inputs, solver, stepsize_controller), dtype)
+    dt0, tol = samples.as_number(dt0, dtype), samples.as_number(tol, dtype)
+    tools = samples.as_arrays((inputs, solver, stepsize_controller), dtype)
     try:
         leaves, structure, arrived = _relax((model, flow, clamp, x0, max_steps, *tools, dt0, tol))
     except eqx.EquinoxRuntimeError:
-        raise_if_not_finite(x0)
+        samples.raise_if_not_finite(x0)
         _raise_if_not_positive(dt0=dt0, tol=tol)
         raise
     rest = jax.tree.unflatten(structure, leaves)
@@ -184,7 +172,7 @@ def _tools(field: EnergyFlow, solver: Any, controller: Any) -> tuple[Any, Any]:
     inner = getattr(controller, "controller", controller)
     if isinstance(controller, _TO_TIMES) or isinstance(inner, _TO_TIMES):
         raise ValueError("relax has no times to step to: expected constant steps or a PID.")
-    check_tools(solver, controller)
+    samples.check_tools(solver, controller)
     return with_tolerances_of(controller, solver), controller
 
 
@@ -194,7 +182,7 @@ def _relax(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, Array]:
     Equinox's jit faster; and whether all arrived.
     """
     model, flow, clamp, x0, max_steps, inputs, *tools, dt0, tol = arguments
-    flow, x0, dtype = prepared(model, x0, flow, clamp, inputs)
+    flow, x0, dtype = samples.prepared(model, x0, flow, clamp, inputs)
     solver, controller = _tools(flow, *tools)
     errors = {}
     dt0, tol = (None if of is None else jnp.asarray(of, dtype) for of in (dt0, tol))
@@ -203,7 +191,7 @@ def _relax(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, Array]:
             raise ValueError(f"Expected {name} to be one number, got shape {value.shape}.")
         if value is not None:
             errors[f"Expected a finite {name} > 0."] = ~((value > 0) & (value < jnp.inf))
-    x0 = checked(x0, errors)
+    x0 = samples.checked(x0, errors)
     precision = float(jnp.finfo(dtype).eps) ** (2 / 3)
     rtol, atol = (precision, precision) if tol is None else (0.0, tol)
     taus = [tau.ravel() for tau in jax.tree.leaves(times(flow.model, x0)) if tau.size]
@@ -236,7 +224,7 @@ def _relax(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, Array]:
         steps = found.stats["num_steps"]
         return Relaxation(found.value, energy, state.residual, state.at_rest, state.time, steps)
 
-    rest = per_sample(sample, flow, x0)
+    rest = samples.per_sample(sample, flow, x0)
     return *jax.tree.flatten(rest), jnp.all(rest.converged)
 
 

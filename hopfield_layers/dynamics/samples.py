@@ -17,19 +17,17 @@ from ..model import AbstractEnergyModel
 from .flow import as_mask, EnergyFlow, fitted, Inputs
 
 
-def floating(x0: PyTree) -> tuple[PyTree, Any]:
-    """x0 with floats for integers, and the dtype to solve in."""
+def given(model: Any, x0: PyTree, flow: str, clamp: PyTree) -> tuple[PyTree, PyTree, Any]:
+    """x0 with floats for integers, clamp in its shapes, and the dtype to solve in."""
     leaves, structure = jax.tree.flatten(x0)
     if not leaves:
         raise ValueError(f"Expected a state of one array at least, got {x0}.")
     leaves = [x if isinstance(x, Array) and x.dtype in _WIDE else as_float(x) for x in leaves]
-    return jax.tree.unflatten(structure, leaves), _common(leaves)
-
-
-def as_clamp(model: Any, x0: PyTree, flow: str, clamp: PyTree) -> PyTree:
-    """`clamp` in the shapes of x0, or an error if its values don't fit."""
-    clamp = fitted("clamp", jax.tree.map(as_mask, clamp), x0)
-    return EnergyFlow(model, flow, clamp).clamp
+    x0 = jax.tree.unflatten(structure, leaves)
+    if clamp is not None:
+        clamp = fitted("clamp", jax.tree.map(as_mask, clamp), x0)
+        clamp = EnergyFlow(model, flow, clamp).clamp  # checked, while its values are known
+    return x0, clamp, _common(leaves)
 
 
 def prepared(

@@ -11,19 +11,9 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from . import samples
 from .descent import descend_on
 from .flow import EnergyFlow, fastest, Guarded, Inputs
-from .samples import (
-    as_arrays,
-    as_clamp,
-    as_number,
-    check_tools,
-    checked,
-    floating,
-    per_sample,
-    prepared,
-    raise_if_not_finite,
-)
 
 
 def solve(
@@ -78,6 +68,7 @@ def solve(
     outer jit hides the values an `equinox.EquinoxRuntimeError` instead. So is a state or
     rate that leaves the range of the dtype, and a solver that fails, for instance by running out
     of steps; `throw=False` suppresses these, and `Solution.result` tells of the latter.
+    With Equinox's `EQX_ON_ERROR=nan` what is wrong with the values of x0 or the times makes NaN.
 
     ```python
     >>> import hopfield_layers as hl
@@ -89,16 +80,14 @@ def solve(
 
     ```
     """
-    x0, dtype = floating(x0)
-    if clamp is not None:
-        clamp = as_clamp(model, x0, flow, clamp)
-    t0, t1, dt0 = (as_number(t, dtype) for t in (t0, t1, dt0))
+    x0, clamp, dtype = samples.given(model, x0, flow, clamp)
+    t0, t1, dt0 = (samples.as_number(t, dtype) for t in (t0, t1, dt0))
     tools = (solver, stepsize_controller, dt0, saveat, options)
-    tools = as_arrays((inputs, *tools), dtype)
+    tools = samples.as_arrays((inputs, *tools), dtype)
     try:
         leaves, structure = _solve((model, flow, clamp, x0, t0, t1, max_steps, *tools))
     except eqx.EquinoxRuntimeError:
-        raise_if_not_finite(x0)
+        samples.raise_if_not_finite(x0)
         _raise_if_not_in_order(t0, t1)
         raise
     return jax.tree.unflatten(structure, leaves)
@@ -124,7 +113,7 @@ def _checked(field: EnergyFlow, x0: PyTree, t0: Array, t1: Array, rates: bool) -
     if rates:
         found = jnp.array(jax.tree.leaves(jax.tree.map(beyond, x0, field(t0, x0))))
         errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(found)
-    return checked(x0, errors)
+    return samples.checked(x0, errors)
 
 
 @eqx.filter_jit
@@ -134,7 +123,7 @@ def _solve(arguments: tuple[Any, ...]) -> tuple[list[Any], Any]:
     """
     model, flow, clamp, x0, t0, t1, max_steps, inputs, *tools = arguments
     solver, controller, dt0, saveat, options = tools
-    field, x0, dtype = prepared(model, x0, flow, clamp, inputs)
+    field, x0, dtype = samples.prepared(model, x0, flow, clamp, inputs)
     if jnp.shape(t0) != () or jnp.shape(t1) != ():
         shapes = f"{jnp.shape(t0)} and {jnp.shape(t1)}"
         raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {shapes}.")
@@ -142,7 +131,7 @@ def _solve(arguments: tuple[Any, ...]) -> tuple[list[Any], Any]:
     if controller is None:
         controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
     solver = diffrax.Tsit5() if solver is None else solver
-    check_tools(solver, controller)
+    samples.check_tools(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if dt0 is None and constant:
         raise ValueError("Constant steps need their size, dt0.")
@@ -169,7 +158,7 @@ def _solve(arguments: tuple[Any, ...]) -> tuple[list[Any], Any]:
         bad = [jnp.isfinite(ts) & ~finite(y) for y in jax.tree.leaves(solution.ys)]
         return eqx.error_if(solution, jnp.any(jnp.array(bad)), _BEYOND.format(dtype=ts.dtype))
 
-    return jax.tree.flatten(per_sample(sample, field, x0))
+    return jax.tree.flatten(samples.per_sample(sample, field, x0))
 
 
 _NOT_IN_ORDER = "Expected finite times with t1 > t0."

@@ -30,10 +30,11 @@ def _scaled(z: Array, axis: int, root: float, centred: bool) -> tuple[Array, Arr
     v, size = unit * z, max(z.shape[axis], 1) if centred else 1
     if centred:
         # A large offset costs no digits, and equal units give 0.
-        v = v - jnp.max(v, axis, keepdims=True, initial=-jnp.inf)
+        v = v - lax.stop_gradient(jnp.max(v, axis, keepdims=True, initial=-jnp.inf))
     # XLA divides by way of the reciprocal, which must not vanish.
     size_of_v = jnp.abs(v) if centred else jnp.minimum(jnp.abs(v), 1 / info.tiny)
     c = jnp.max(size_of_v, axis, keepdims=True, initial=max(unit * root, float(info.tiny)))
+    c = lax.stop_gradient(c)  # cw and cs don't depend on it
     w = v / c
     if centred:
         # The second mean is the rounding error of the first, which many small units beside a large

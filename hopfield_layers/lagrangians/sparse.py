@@ -24,21 +24,17 @@ _SMALLEST_ALPHA = 1 + 1e-6
 _LARGEST_ALPHA = 4.0
 
 
-@functools.partial(jax.custom_jvp)
-def _units(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array, Array]:
+def _kappa(t: Array, alpha: Array) -> Array:
+    """exp((α−1)t)."""
+    return jnp.maximum(jnp.exp((alpha - 1) * t), jnp.finfo(t.dtype).tiny)
+
+
+def _units_plain(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array, Array]:
     """g = a₊^(1/(α−1)), ln g where that is positive, and a/κ there, for a = 1 + (α−1)(d − λ).
 
     1 − (α−1)λ = κ(1 − (α−1)·step) with κ = exp((α−1)t): t is the logarithm of the row's largest
     activation, up to a step below its resolution. As α → 1, g tends to exp(d + t).
     """
-    return _units_plain(d, t, step, alpha)
-
-
-def _kappa(t: Array, alpha: Array) -> Array:
-    return jnp.maximum(jnp.exp((alpha - 1) * t), jnp.finfo(t.dtype).tiny)
-
-
-def _units_plain(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, Array, Array]:
     order = alpha - 1
     kappa = _kappa(t, alpha)
     high, low = -jnp.expm1(order * t), order * kappa * step
@@ -53,6 +49,9 @@ def _units_plain(d: Array, t: Array, step: Array, alpha: Array) -> tuple[Array, 
     return jnp.where(inside, jnp.exp(log), 0), log, ratio
 
 
+_units = jax.custom_jvp(_units_plain)
+
+
 @functools.partial(_units.defjvp, symbolic_zeros=True)
 def _(primals, tangents):
     d, t, step, alpha = primals
@@ -62,12 +61,13 @@ def _(primals, tangents):
     order, kappa, inside = alpha - 1, _kappa(t, alpha), g > 0
     dlog = jnp.where(inside, (dd / kappa + dt) / ratio, 0)
     dratio = jnp.where(inside, order * (dd - order * d * dt) / kappa, 0)
-    changes = (g * dlog, dlog, dratio)
+    dg = g * dlog
     # Few differentiate with respect to α, which takes most of the work.
     if not isinstance(dalpha, SymbolicZero):
         of_alpha = lambda alpha: _units_plain(d, t, step, alpha)
-        changes = tuple(map(operator.add, changes, jax.jvp(of_alpha, (alpha,), (dalpha,))[1]))
-    return (g, log, ratio), changes
+        _, (g_, log_, ratio_) = jax.jvp(of_alpha, (alpha,), (dalpha,))
+        dg, dlog, dratio = dg + g_, dlog + log_, dratio + ratio_
+    return (g, log, ratio), (dg, dlog, dratio)
 
 
 def _vertex_cost(rest: Array, alpha: Array) -> Array:

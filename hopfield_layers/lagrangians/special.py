@@ -7,6 +7,7 @@ the compiler evaluates twice may come out both ways, and then either value is ri
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,22 +56,22 @@ def log1p_ratio(q: Array) -> Array:
     return jnp.where(small, 1 - near * (0.5 - near / 3), jnp.log1p(far) / far)
 
 
-def _of_product(value: _Function, slope: _Function) -> _Function:
-    """(β, z) ↦ value(β, z), a function of βz; its derivative is 0·∞ for no finite β, z and dz."""
+def _along(slope: Array, beta: Array, z: Array, dbeta: Any, dz: Any) -> Array:
+    """slope·d(βz), in an order in which no finite β, z and tangents give 0·∞."""
+    change = jnp.zeros_like(slope)
+    for factor, tangent in ((beta, dz), (z, dbeta)):
+        if not isinstance(tangent, SymbolicZero):
+            change += slope * factor * tangent
+    return change
 
-    @jax.custom_jvp
-    def fn(beta, z):
-        return value(beta, z)
+
+def _of_product(value: _Function, slope: _Function) -> _Function:
+    """`value`, a function of β and z by their product, differentiated by its slope in βz."""
+    fn = jax.custom_jvp(value)
 
     @functools.partial(fn.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
-        (beta, z), (dbeta, dz) = primals, tangents
-        of_beta_z = slope(beta, z)
-        change = jnp.zeros_like(of_beta_z)
-        for factor, tangent in ((beta, dz), (z, dbeta)):
-            if not isinstance(tangent, SymbolicZero):
-                change += of_beta_z * factor * tangent
-        return fn(beta, z), change
+        return fn(*primals), _along(slope(*primals), *primals, *tangents)
 
     return fn
 
@@ -119,11 +120,7 @@ def sigmoid(scale: Array, beta: Array, z: Array) -> Array:
 @functools.partial(sigmoid.defjvp, symbolic_zeros=True)
 def _(primals, tangents):
     (scale, beta, z), (dscale, dbeta, dz) = primals, tangents
-    slope = scale * _bell(beta * z)
-    change = jnp.zeros_like(slope)
-    for factor, tangent in ((beta, dz), (z, dbeta)):
-        if not isinstance(tangent, SymbolicZero):
-            change += slope * factor * tangent
+    change = _along(scale * _bell(beta * z), beta, z, dbeta, dz)
     if not isinstance(dscale, SymbolicZero):
         change += sigmoid(dscale, beta, z)
     return sigmoid(scale, beta, z), change

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._arrays import as_float
 from ..lagrangians import as_lagrangian
@@ -66,6 +66,11 @@ def _results(model: Any, x: PyTree) -> PyTree:
     return {"g(x)": g, "u(x)": u, "E(x)": model.energy(x), "H u": force, "τ": model.tau}
 
 
+def _weighted(flat: Array) -> Array:
+    """So that each result has its part in the sum."""
+    return (1 + jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))) * flat
+
+
 @eqx.filter_jit
 def _measured(model: Any, x: PyTree) -> Laws:
     parameters, rest = eqx.partition(model, eqx.is_inexact_array)
@@ -75,16 +80,12 @@ def _measured(model: Any, x: PyTree) -> Laws:
     def results(values, x):
         return ravel_pytree(_results(eqx.combine(unravel(values), rest), x))[0]
 
-    def weighted(flat):
-        # So that each result has its part in the sum.
-        return (1 + jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))) * flat
-
     def probe(values, x):
         flat = results(values, x)
-        return jnp.sum(weighted(flat)), flat
+        return jnp.sum(_weighted(flat)), flat
 
     def differences(direction):
-        at = lambda h: weighted(results(values + h * direction, x))
+        at = lambda h: _weighted(results(values + h * direction, x))
         ups, downs = jnp.split(jax.lax.map(at, jnp.concatenate([steps, -steps])), 2)
         h = steps[:, None]
         return (ups - downs) / (2 * h), (ups - 2 * here + downs) / h
@@ -93,7 +94,7 @@ def _measured(model: Any, x: PyTree) -> Laws:
         return {}
     both = jax.value_and_grad(probe, argnums=(0, 1), has_aux=True)
     (_, flat), (exact, slopes_in_x) = both(values, x)
-    here = weighted(flat)
+    here = _weighted(flat)
     # What rounding the arguments does; a derivative that is NaN explains nothing.
     arguments, slopes = (ravel_pytree(tree)[0] for tree in ((x, values), (slopes_in_x, exact)))
     moved = jnp.nan_to_num(jnp.abs(arguments * slopes), nan=0, posinf=jnp.inf)

@@ -132,8 +132,7 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     # One program for all, which takes a fraction of the time to compile.
     middle = x / 2 + y / 2
     points = jnp.stack([x, y, middle, jnp.zeros_like(x)])
-    values, gs, energies = (jax.vmap(fn)(points) for fn in fns)
-    by_vmap = (values[0], gs[0], energies[0])
+    by_vmap = values, gs, _ = [jax.vmap(fn)(points) for fn in fns]
     (_, value_y, value_middle, value_0), (_, g_y, g_middle, g_0) = values, gs
     # Where L leaves the range its derivative says nothing.
     gradient = jnp.where(jnp.isfinite(value), slope, g)
@@ -179,7 +178,7 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
             )
         ],
         "vmap": [
-            Measured(left, right, tolerance, {"alone": right, "by vmap": left}, of=name)
+            Measured(left[0], right, tolerance, {"alone": right, "by vmap": left[0]}, of=name)
             for name, left, right, tolerance in zip(
                 ("L(x)", "g(x)", "E(x)"), by_vmap, (value, g, energy), tolerances, strict=True
             )
