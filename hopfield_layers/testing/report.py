@@ -150,17 +150,17 @@ def check_lagrangian(
         _Run(lambda x: descent_laws(layer, x), {"x": mild}, few),
         _Run(lambda x: gradient_laws(layer, x), {"x": mild}, few),
     ]
-    _compile(runs, shape, dtype)
     findings = {law: _finding(law, len(DTYPES), 0.0, None) for law in ("scalar", "dtype")}
-    total = sum(run.examples for run in runs)
+    total = sum(1 + run.examples for run in runs)
     with tqdm(total=total, delay=1, disable=None if progress is None else not progress) as bar:
+        _compile(runs, shape, dtype, bar)
         for run in runs:
             for law, found in run.findings(bar).items():
                 findings[law] = found if law not in findings else _both(findings[law], found)
     return Report(lagrangian, tuple(findings[law] for law in LAWS if law in findings))
 
 
-def _compile(runs: list["_Run"], shape: tuple[int, ...], dtype: Any) -> None:
+def _compile(runs: list["_Run"], shape: tuple[int, ...], dtype: Any, bar: Any) -> None:
     """Has the programs of the runs compiled beside one another, which is most of their time."""
 
     def once(run):
@@ -170,7 +170,8 @@ def _compile(runs: list["_Run"], shape: tuple[int, ...], dtype: Any) -> None:
             run.laws(**dict.fromkeys(run.arguments, x))
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(once, runs))
+        for _ in pool.map(once, runs):
+            bar.update()
 
 
 def _both(a: Finding, b: Finding) -> Finding:
