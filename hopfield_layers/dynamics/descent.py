@@ -84,16 +84,24 @@ def _check_inputs(flow: EnergyFlow) -> None:
 _SHRINK, _GROW = 0.25, 2.0
 
 
-class _Point(eqx.Module):
-    """What tells, at the ends of a step, whether it leads downhill."""
+class Point(eqx.Module):
+    """What tells, at the ends of a step, whether it leads downhill; not differentiated."""
 
     g: PyTree
     u: PyTree
     energy: Array
 
 
+def point(flow: EnergyFlow, t: Any, x: PyTree, u: PyTree = None) -> Point:
+    """That of the state x, where u may be known already."""
+    constant = lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf
+    flow, x, u = jax.tree.map(constant, (flow, x, u))
+    u = flow.drive(t, x) if u is None else u
+    return Point(flow.model.activations(x), u, flow.energy(t, x))
+
+
 class _DescentState(eqx.Module):
-    start: _Point
+    start: Point
     inner: PyTree  # the controller's own state
     end: Array  # where the controller wants the step to end
     longest: Array  # the longest step that the energy allows
@@ -108,15 +116,16 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
     def wrap(self, direction):
         return eqx.tree_at(lambda c: c.controller, self, self.controller.wrap(direction))
 
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order, start=None):
         end, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         end = jnp.asarray(end, jnp.result_type(t0, t1))
-        return end, _DescentState(self._at(t0, y0), inner, end, jnp.full_like(end, jnp.inf))
+        start = point(self.flow, t0, y0) if start is None else start
+        return end, _DescentState(start, inner, end, jnp.full_like(end, jnp.inf))
 
     def adapt_step_size(
-        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state, after=None
     ):
-        """As the controller, unless the energy rises."""
+        """As the controller, unless the energy rises; `after` is the point at the end, if known."""
         state: _DescentState = controller_state
         keep, next_t0, end, made_jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
@@ -126,7 +135,7 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
             arrived = t1 >= state.end
             next_t0 = t1
             end, inner = where(arrived, (end, inner), (state.end, state.inner))
-        after = self._at(t1, y1_candidate)
+        after = point(self.flow, t1, y1_candidate) if after is None else after
         falls = _falls(y0, state.start, y1_candidate, after)
         uphill = keep & ~falls
         end, inner = where(uphill, (state.end, state.inner), (end, inner))
@@ -137,12 +146,6 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
         next_t1 = jnp.minimum(end, next_t0 + longest)
         state = _DescentState(where(keep, after, state.start), inner, end, longest)
         return keep, next_t0, next_t1, made_jump, state, result
-
-    def _at(self, t, x) -> _Point:
-        # Decisions are not differentiated.
-        constant = lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf
-        flow, x = jax.tree.map(constant, (self.flow, x))
-        return _Point(flow.model.activations(x), flow.drive(t, x), flow.energy(t, x))
 
 
 class _ConstantDescent(_AbstractDescent):
@@ -172,7 +175,7 @@ def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
 
 
-def _falls(x0: PyTree, start: _Point, x1: PyTree, end: _Point) -> Array:
+def _falls(x0: PyTree, start: Point, x1: PyTree, end: Point) -> Array:
     """Whether the energy of no sample rises."""
     rise = end.energy - start.energy
     eps = jnp.finfo(rise.dtype).eps

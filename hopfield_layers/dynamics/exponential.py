@@ -35,7 +35,7 @@ class _Interpolation(diffrax.AbstractLocalInterpolation):
         return jax.tree.map(at, self.x0, self.tau, *self.coefficients)
 
 
-class _AbstractExponential(diffrax.AbstractAdaptiveSolver):
+class AbstractExponential(diffrax.AbstractAdaptiveSolver):
     """dx/dt = (T(x) − x)/τ, with the leak −x/τ solved exactly: all that a method adds is how T
     changes during a step.
     """
@@ -51,27 +51,26 @@ class _AbstractExponential(diffrax.AbstractAdaptiveSolver):
         """
 
     def init(self, terms, t0, t1, y0, args):
-        """dx/dt at t₀, which the first step begins with."""
-        _flow(terms)
-        return terms.vf(t0, y0, args)
+        """τ dx/dt at t₀, which the first step begins with."""
+        return _force(terms, t0, y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        """A step, which ends with dx/dt at t₁ for the next to begin with."""
+        """A step, which ends with τ dx/dt at t₁ for the next to begin with."""
         f0 = solver_state
         if made_jump is not False:
-            f0 = jax.lax.cond(made_jump, lambda: terms.vf(t0, y0, args), lambda: solver_state)
+            f0 = jax.lax.cond(made_jump, lambda: _force(terms, t0, y0), lambda: solver_state)
         tau = times(_flow(terms).model, y0)
         h = terms.contr(t0, t1)
 
         def gap(y, f):
-            return jax.tree.map(lambda x, tau, y, f: (y - x) + tau * f, y0, tau, y, f)
+            return jax.tree.map(lambda x, y, f: (y - x) + f, y0, y, f)
 
         def pull(part, y):
-            return gap(y, terms.vf(t0 + part * (t1 - t0), y, args))
+            return gap(y, _force(terms, t0 + part * (t1 - t0), y))
 
         z = jax.tree.map(lambda tau: h / tau, tau)
         y1, coefficients, error = self._stages(y0, z, gap(y0, f0), pull)
-        f1 = terms.vf(t1, y1, args)
+        f1 = _force(terms, t1, y1)
         # Backwards in time h is negative, while t₁ − t₀ is positive.
         signed = jax.tree.map(lambda tau: tau * jnp.where(h < 0, -1, 1).astype(tau.dtype), tau)
         dense = {"x0": y0, "tau": signed, "coefficients": coefficients}
@@ -82,7 +81,7 @@ class _AbstractExponential(diffrax.AbstractAdaptiveSolver):
         return terms.vf(t0, y0, args)
 
 
-class ETD2RK(_AbstractExponential):
+class ETD2RK(AbstractExponential):
     """x₁ = a + h φ₂(−h/τ) (N(a) − N(x₀)), a = x₀ + h φ₁(−h/τ) dx/dt, for `flow="activation"`.
 
     The second-order exponential time differencing Runge–Kutta method for dx/dt = −x/τ + N(x), exact
@@ -127,7 +126,7 @@ class ETD2RK(_AbstractExponential):
         return jax.tree.map(jnp.add, a, error), [d0, bend], lambda d1: error
 
 
-class ETD4RK(_AbstractExponential):
+class ETD4RK(AbstractExponential):
     """The fourth-order sibling of [`hopfield_layers.ETD2RK`][], for accurate trajectories.
 
     With N = N(x₀), Nₐ, N_b, N_c at the stages, φₖ at −h/τ, and ψₖ at −h/2τ,
@@ -198,19 +197,27 @@ class ETD4RK(_AbstractExponential):
         return y1, [d0, bend, curve], error
 
 
-def _flow(terms: Any) -> EnergyFlow:
+def _flow(terms: Any) -> EnergyFlow | Guarded:
     """The flow in the term, which diffrax and `solve` wrap."""
     while hasattr(terms, "term"):
         terms = terms.term
-    field = getattr(terms, "vector_field", None)
-    field = field.field if isinstance(field, Guarded) else field
+    flow = getattr(terms, "vector_field", None)
+    field = flow.field if isinstance(flow, Guarded) else flow
     if not isinstance(field, EnergyFlow) or field.flow != "activation":
         found = f'flow="{field.flow}"' if isinstance(field, EnergyFlow) else repr(field)
         raise ValueError(
             "Exponential solvers are for the activation flow: expected an EnergyFlow with "
             f'flow="activation", got {found}.'
         )
-    return field
+    return flow
+
+
+def _force(terms: Any, t: Any, x: PyTree) -> PyTree:
+    """τ dx/dt, which is finite where dx/dt overflows."""
+    flow = _flow(terms)
+    while hasattr(terms, "term"):
+        t, terms = t * getattr(terms, "direction", 1), terms.term
+    return flow.force(t, x)
 
 
 def _weights(z: Array) -> tuple[Array, Array, Array]:

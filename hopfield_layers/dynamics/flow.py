@@ -149,9 +149,22 @@ class Guarded(eqx.Module):
 
     field: EnergyFlow
 
+    @property
+    def model(self):
+        return self.field.model
+
     def __call__(self, t, x, args):
-        bounded = lambda rate: jnp.clip(rate, -fastest(rate), fastest(rate))
-        return jax.tree.map(bounded, self.field(t, x, args))
+        return _bounded(self.field(t, x, args), fastest)
+
+    def force(self, t, x):
+        """The field's; a bound as small as that of a rate would look like rest beside a large x."""
+        return _bounded(
+            self.field.force(t, x), lambda force: float(jnp.finfo(force.dtype).max) / 64
+        )
+
+
+def _bounded(tree: PyTree, bound: Callable[[Array], float]) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.clip(leaf, -bound(leaf), bound(leaf)), tree)
 
 
 def fastest(rate: Array) -> float:

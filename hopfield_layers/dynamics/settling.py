@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
-from .descent import where
+from .descent import is_descent, point, where
+from .exponential import AbstractExponential
 from .flow import EnergyFlow, Guarded, split_units, times
 
 
@@ -68,6 +69,8 @@ class Settling(optx.AbstractRootFinder):
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         del fn, args, options, f_struct, aux_struct, tags
         start = jnp.zeros_like(self.dt0)
+        solver = self.solver.init(self._term(), start, self.dt0, y, None)
+        force = self._force(y, solver)
         end, controller = self.controller.init(
             self._term(),
             start,
@@ -77,9 +80,9 @@ class Settling(optx.AbstractRootFinder):
             None,
             self.solver.func,
             self.solver.error_order(self._term()),
+            *self._point(y, force),
         )
-        solver = self.solver.init(self._term(), start, end, y, None)
-        state = SettlingState(solver, controller, end, start, *self._measured(y))
+        state = SettlingState(solver, controller, end, start, *self._measured(y, force))
         return jax.tree.map(jnp.asarray, state)
 
     def step(self, fn, y, args, options, state, tags):
@@ -93,6 +96,7 @@ class Settling(optx.AbstractRootFinder):
         solved = diffrax.is_okay(result)
         bad = lambda e: jnp.where(solved & ~jnp.isnan(e), e, jnp.inf)
         error = jax.tree.map(bad, error)
+        force = self._force(y1, solver)
         keep, next_start, next_end, _, controller, _ = self.controller.adapt_step_size(
             start,
             state.dt,
@@ -102,14 +106,17 @@ class Settling(optx.AbstractRootFinder):
             error,
             self.solver.error_order(self._term()),
             state.controller,
+            *self._point(y1, force),
         )
         finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(y1)]
         dt = jnp.minimum(next_end - next_start, self.longest)
-        kept = SettlingState(solver, controller, dt, state.time + state.dt, *self._measured(y1))
+        measured = self._measured(y1, force)
+        kept = SettlingState(solver, controller, dt, state.time + state.dt, *measured)
         # A long step may lead back to where it began, and so may all that follow.
-        stuck = keep & self._is_stuck(y, y1, state.dt, state.residual)
-        controller, dt = where(stuck, (state.controller, state.dt / 4), (controller, dt))
-        keep = keep & solved & jnp.all(jnp.array(finite)) & ~kept.lost & ~stuck
+        bad = self._is_stuck(y, y1, state.dt, state.residual) | kept.lost
+        bad = keep & (bad | ~solved | ~jnp.all(jnp.array(finite)))
+        controller, dt = where(bad, (state.controller, state.dt / 4), (controller, dt))
+        keep = keep & ~bad
         rejected = eqx.tree_at(lambda s: (s.controller, s.dt), state, (controller, dt))
         return *where(keep, (y1, kept), (y, rejected)), None
 
@@ -134,9 +141,22 @@ class Settling(optx.AbstractRootFinder):
         rounding = 1e3 * jnp.finfo(residual.dtype).eps * largest(x)
         return (largest(jax.tree.map(jnp.subtract, x1, x)) < way / 100) & (way > rounding)
 
-    def _measured(self, x):
+    def _force(self, x, solver_state):
+        """τ dx/dt, with which an exponential solver has ended its step."""
+        if isinstance(self.solver, AbstractExponential):
+            return solver_state
+        return self.flow.force(jnp.zeros(()), x)
+
+    def _point(self, x, force):
+        """What the controller needs of x, if that is anything."""
+        if not is_descent(self.controller):
+            return ()
+        # Clamped units, where the force isn't −u, don't move, nor does their g.
+        u = jax.tree.map(jnp.negative, force) if self.flow.flow == "activation" else None
+        return (point(self.flow, jnp.zeros(()), x, u),)
+
+    def _measured(self, x, force):
         """The largest |τ dx/dt|, whether that of every unit is small enough, and if any is NaN."""
-        force = self.flow.force(jnp.zeros(()), x)
         over = lambda of: jnp.array(jax.tree.leaves(jax.tree.map(of, force, x)))
         largest = jnp.max(over(lambda f, x: jnp.max(jnp.abs(f), initial=0.0)))
         small = over(lambda f, x: jnp.all(jnp.abs(f) < self.atol + self.rtol * jnp.abs(x)))
