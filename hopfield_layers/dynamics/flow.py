@@ -154,17 +154,15 @@ class Guarded(eqx.Module):
         return self.field.model
 
     def __call__(self, t, x, args):
-        return _bounded(self.field(t, x, args), fastest)
+        return jax.tree.map(_bounded, self.field(t, x, args))
 
     def force(self, t, x):
-        """The field's; a bound as small as that of a rate would look like rest beside a large x."""
-        return _bounded(
-            self.field.force(t, x), lambda force: float(jnp.finfo(force.dtype).max) / 64
-        )
+        """τ dx/dt."""
+        return jax.tree.map(_bounded, self.field.force(t, x))
 
 
-def _bounded(tree: PyTree, bound: Callable[[Array], float]) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.clip(leaf, -bound(leaf), bound(leaf)), tree)
+def _bounded(rate: Array) -> Array:
+    return jnp.clip(rate, -fastest(rate), fastest(rate))
 
 
 def fastest(rate: Array) -> float:

@@ -93,7 +93,8 @@ class Settling(optx.AbstractRootFinder):
             self._term(), start, state.dt, y, None, state.solver, False
         )
         # Not every implicit solver gives a failure as an infinite error.
-        solved = diffrax.is_okay(result)
+        finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(y1)]
+        solved = diffrax.is_okay(result) & jnp.all(jnp.array(finite))
         bad = lambda e: jnp.where(solved & ~jnp.isnan(e), e, jnp.inf)
         error = jax.tree.map(bad, error)
         force = self._force(y1, solver)
@@ -101,20 +102,19 @@ class Settling(optx.AbstractRootFinder):
             start,
             state.dt,
             y,
-            y1,
+            where(solved, y1, y),
             None,
             error,
             self.solver.error_order(self._term()),
             state.controller,
             *self._point(y1, force),
         )
-        finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(y1)]
         dt = jnp.minimum(next_end - next_start, self.longest)
         measured = self._measured(y1, force)
         kept = SettlingState(solver, controller, dt, state.time + state.dt, *measured)
         # A long step may lead back to where it began, and so may all that follow.
         bad = self._is_stuck(y, y1, state.dt, state.residual) | kept.lost
-        bad = keep & (bad | ~solved | ~jnp.all(jnp.array(finite)))
+        bad = keep & (bad | ~solved)
         controller, dt = where(bad, (state.controller, state.dt / 4), (controller, dt))
         keep = keep & ~bad
         rejected = eqx.tree_at(lambda s: (s.controller, s.dt), state, (controller, dt))
@@ -130,7 +130,9 @@ class Settling(optx.AbstractRootFinder):
         return y, aux, {}
 
     def _term(self):
-        return diffrax.ODETerm(Guarded(self.flow))
+        # What an exponential solver ends with is also measured, and may not be bounded.
+        exponential = isinstance(self.solver, AbstractExponential)
+        return diffrax.ODETerm(self.flow if exponential else Guarded(self.flow))
 
     def _is_stuck(self, x, x1, dt, residual):
         """Whether a step went less than a hundredth of the way that the leak alone would go."""
