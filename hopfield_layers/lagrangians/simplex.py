@@ -43,6 +43,27 @@ def centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array]:
     return m, floored_exponent(beta * (z - m))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _others(scale: Array, d: Array, z: Array, axis: int) -> Array:
+    """Σ scale·exp(d) of the entries of each row but the first largest, whose d = β(z − m) is 0.
+
+    To count its equals takes less time than to find it.
+    """
+    largest = d == 0
+    add = lambda x: jnp.sum(x, axis, keepdims=True)
+    share = 1 - 1 / add(largest.astype(d.dtype))
+    return add(jnp.where(largest, 0, scaled_exp(scale, d))) + share * add(largest * scale)
+
+
+@_others.defjvp
+def _(axis, primals, tangents):
+    scale, d, z = primals
+    top = first_largest(z, axis)
+    terms = lambda scale, d: jnp.where(top, 0, scaled_exp(scale, d))
+    _, change = jax.jvp(terms, (scale, d), tangents[:2])
+    return _others(*primals, axis), jnp.sum(change, axis, keepdims=True)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _softmax(z: Array, beta: Array, axis: int, ghost: bool) -> tuple[Array, Array]:
     """exp(βz)/Σ exp(βz) along the axis, and the share of a ghost, one more unit at 0, if any.
@@ -85,19 +106,18 @@ class _AbstractSoftmax(AbstractRowwise):
         """The units that the softmax runs over: those of z, and then perhaps a ghost."""
         return jnp.pad(z, [(0, self._ghost and i == self.axis % z.ndim) for i in range(z.ndim)])
 
-    def _parts(self, z: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """β, where the largest entry of each row is, that, β(z − it), and Σ exp of the others."""
+    def _parts(self, z: Array) -> tuple[Array, Array, Array, Array]:
+        """β, the rows, the largest entry m of each, and β(z − m)."""
         row, beta = self._row(z), cast(self.beta, z, self.min_beta)
-        top = first_largest(row, self.axis)
-        m, d = centred(row, beta, self.axis)
-        rest = jnp.sum(jnp.where(top, 0, jnp.exp(d)), self.axis, keepdims=True)
-        return beta, top, m, d, rest
+        if row.shape[self.axis] == 0:
+            raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
+        return beta, row, *centred(row, beta, self.axis)
 
     def _value(self, z):
         # Without the largest, so that ln(1 + rest) keeps a small rest.
-        beta, top, m, d, rest = self._parts(z)
-        others = scaled_exp(log1p_ratio(rest) / beta, d)
-        return m + jnp.sum(jnp.where(top, 0, others), self.axis, keepdims=True)
+        beta, row, m, d = self._parts(z)
+        rest = _others(1 / beta, d, row, self.axis)  # over β
+        return m + rest * log1p_ratio(beta * rest)
 
     def _activation(self, z):
         if z.shape[self.axis] == 0 and not self._ghost:
@@ -106,9 +126,9 @@ class _AbstractSoftmax(AbstractRowwise):
 
     def _energy(self, z):
         # Minus the entropy; all its terms have one sign.
-        beta, top, _, d, rest = self._parts(z)
-        others = scaled_exp((d / (1 + rest) - log1p_ratio(rest)) / beta, d)
-        return jnp.sum(jnp.where(top, 0, others), self.axis, keepdims=True)
+        beta, row, _, d = self._parts(z)
+        rest = _others(jnp.ones_like(beta), d, row, self.axis)
+        return _others((d / (1 + rest) - log1p_ratio(rest)) / beta, d, row, self.axis)
 
 
 class LSoftmax(_AbstractSoftmax):
