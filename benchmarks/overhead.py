@@ -71,7 +71,7 @@ def relax_by_hand(layer: hl.Layer, x0: Array, tol: Array) -> tuple[Array, ...]:
     """The activation flow to rest, and what `relax` tells of it."""
     flow = hl.EnergyFlow(layer, "activation")
     force = lambda x: jnp.abs(x - layer.bias)
-    loose = diffrax.PIDController(rtol=1e-2, atol=1e-2)
+    loose = diffrax.PIDController(rtol=0.1, atol=0.1)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(flow),
         hl.ETD2RK(),

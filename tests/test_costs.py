@@ -120,7 +120,7 @@ def test_evaluations_of_a_path(solver, stages):
 
 def test_evaluations_until_rest():
     rest, count = evaluations(lambda: hl.relax(MODEL, jnp.ones(5)))
-    assert abs(int(rest.num_steps) - 13) <= 2
+    assert int(rest.num_steps) <= 3
     assert count == 2 * int(rest.num_steps) + 1
 
 

@@ -197,7 +197,7 @@ class ETD4RK(AbstractExponential):
         return y1, [d0, bend, curve], error
 
 
-def _flow(terms: Any) -> EnergyFlow | Guarded:
+def _flow(terms: Any) -> Any:
     """The flow in the term, which diffrax and `solve` wrap."""
     while hasattr(terms, "term"):
         terms = terms.term

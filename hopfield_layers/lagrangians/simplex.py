@@ -7,61 +7,12 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from .._arrays import as_float
 from .base import AbstractRowwise, cast
 from .special import floored_exponent, log1p_ratio, scaled_exp
-
-
-def first_largest(z: Array, axis: int) -> Bool[Array, "..."]:
-    """True at the first of the largest entries of each row."""
-    if z.shape[axis] == 0:
-        raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
-    index = jnp.argmax(z, axis, keepdims=True)
-    return lax.broadcasted_iota(index.dtype, z.shape, axis % z.ndim) == index
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _largest(z: Array, axis: int) -> Array:
-    """The largest entry of each row; its derivative is that of the first."""
-    return jnp.max(z, axis, keepdims=True, initial=-jnp.inf)
-
-
-@_largest.defjvp
-def _(axis, primals, tangents):
-    (z,), (dz,) = primals, tangents
-    tangent = jnp.sum(jnp.where(first_largest(z, axis), dz, 0), axis, keepdims=True)
-    return _largest(z, axis), tangent
-
-
-def centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array]:
-    """The largest entry m of each row, and β(z − m)."""
-    m = _largest(z, axis)
-    return m, floored_exponent(beta * (z - m))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _others(scale: Array, d: Array, z: Array, axis: int) -> Array:
-    """Σ scale·exp(d) of the entries of each row but the first largest, whose d = β(z − m) is 0.
-
-    To count its equals takes less time than to find it.
-    """
-    largest = d == 0
-    add = lambda x: jnp.sum(x, axis, keepdims=True)
-    share = 1 - 1 / add(largest.astype(d.dtype))
-    return add(jnp.where(largest, 0, scaled_exp(scale, d))) + share * add(largest * scale)
-
-
-@_others.defjvp
-def _(axis, primals, tangents):
-    scale, d, z = primals
-    top = first_largest(z, axis)
-    terms = lambda scale, d: jnp.where(top, 0, scaled_exp(scale, d))
-    _, change = jax.jvp(terms, (scale, d), tangents[:2])
-    return _others(*primals, axis), jnp.sum(change, axis, keepdims=True)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -97,38 +48,99 @@ def _(axis, ghost, primals, tangents):
     return (g, g_ghost), (dg, dg_ghost)
 
 
+def _centred(z: Array, beta: Array, axis: int, ghost: bool) -> tuple[Array, Array, Array]:
+    """The largest entry m of each row, β(z − m) with the ghost at its end if any, and Σ exp of all
+    of a row.
+    """
+    row = jnp.pad(z, [(0, ghost and i == axis % z.ndim) for i in range(z.ndim)])
+    m = jnp.max(row, axis, keepdims=True)
+    d = beta * (row - m)
+    # Apart, so that XLA makes the sum one loop.
+    apart, beta = jax.lax.optimization_barrier((m, beta))
+    total = jnp.sum(jnp.exp(beta * (row - apart)), axis, keepdims=True)
+    return m, floored_exponent(d), total
+
+
+def _others(scale: Array, d: Array, axis: int) -> Array:
+    """Σ scale·exp(d) of each row without its largest entries, whose d is 0."""
+    return jnp.sum(jnp.where(d == 0, 0, scaled_exp(scale, d)), axis, keepdims=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _log_sum(z: Array, beta: Array, axis: int, ghost: bool) -> Array:
+    """ln Σ exp(βz)/β along the axis, the ghost included if any."""
+    # Without the largest, so that ln(1 + rest) keeps a small rest. How many equals it has the sum
+    # of all tells: to count them takes longer, and to find the first of them much longer.
+    m, d, total = _centred(z, beta, axis, ghost)
+    others = _others(1 / beta, d, axis)
+    equals = jnp.round(total - beta * others) - 1
+    rest = others + equals / beta
+    return m + rest * log1p_ratio(beta * rest)
+
+
+@functools.partial(_log_sum.defjvp, symbolic_zeros=True)
+def _(axis, ghost, primals, tangents):
+    (z, beta), (dz, dbeta) = primals, tangents
+    value = _log_sum(z, beta, axis, ghost)
+    change = jnp.zeros_like(value)
+    if not isinstance(dz, SymbolicZero):
+        change += jnp.sum(_softmax(z, beta, axis, ghost)[0] * dz, axis, keepdims=True)
+    if not isinstance(dbeta, SymbolicZero):
+        change += _entropy(z, beta, axis, ghost) / beta * dbeta
+    return value, change
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _entropy(z: Array, beta: Array, axis: int, ghost: bool) -> Array:
+    """Σ g ln g/β along the axis, the ghost included if any: minus the entropy."""
+    # All terms have one sign.
+    _, d, total = _centred(z, beta, axis, ghost)
+    others = _others(jnp.ones_like(beta), d, axis)
+    equals = jnp.round(total - others) - 1
+    rest = others + equals
+    of_largest = -log1p_ratio(rest) / beta  # shared among the others
+    others = _others(d / (1 + rest) / beta + of_largest, d, axis)
+    return others + equals * of_largest
+
+
+@functools.partial(_entropy.defjvp, symbolic_zeros=True)
+def _(axis, ghost, primals, tangents):
+    # Of Σ z·g − L, with z − m for z: the changes of g add up to 0.
+    (z, beta), (_, dbeta) = primals, tangents
+    value = _entropy(z, beta, axis, ghost)
+    change = jnp.zeros_like(value)
+    if not isinstance(dbeta, SymbolicZero):
+        change -= value / beta * dbeta
+    _, d, _ = _centred(z, beta, axis, ghost)
+    known = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+    def share(*moving):
+        arguments = [moving[known.index(i)] if i in known else primals[i] for i in range(2)]
+        return jnp.concatenate(_softmax(*arguments, axis, ghost)[: 1 + ghost], axis)
+
+    moving = [primals[i] for i in known], [tangents[i] for i in known]
+    change += jnp.sum(d / beta * jax.jvp(share, *moving)[1], axis, keepdims=True)
+    return value, change
+
+
 class _AbstractSoftmax(AbstractRowwise):
     _ghost: ClassVar[bool]
     beta: eqx.AbstractVar[Array]
     min_beta: eqx.AbstractVar[float]
 
-    def _row(self, z: Array) -> Array:
-        """The units that the softmax runs over: those of z, and then perhaps a ghost."""
-        return jnp.pad(z, [(0, self._ghost and i == self.axis % z.ndim) for i in range(z.ndim)])
-
-    def _parts(self, z: Array) -> tuple[Array, Array, Array, Array]:
-        """β, the rows, the largest entry m of each, and β(z − m)."""
-        row, beta = self._row(z), cast(self.beta, z, self.min_beta)
-        if row.shape[self.axis] == 0:
-            raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
-        return beta, row, *centred(row, beta, self.axis)
-
-    def _value(self, z):
-        # Without the largest, so that ln(1 + rest) keeps a small rest.
-        beta, row, m, d = self._parts(z)
-        rest = _others(1 / beta, d, row, self.axis)  # over β
-        return m + rest * log1p_ratio(beta * rest)
-
-    def _activation(self, z):
+    def _of(self, fn, z):
         if z.shape[self.axis] == 0 and not self._ghost:
             raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
-        return _softmax(z, cast(self.beta, z, self.min_beta), self.axis, self._ghost)[0]
+        return fn(z, cast(self.beta, z, self.min_beta), self.axis, self._ghost)
+
+    def _value(self, z):
+        return self._of(_log_sum, z)
+
+    def _activation(self, z):
+        return self._of(_softmax, z)[0]
 
     def _energy(self, z):
-        # Minus the entropy; all its terms have one sign.
-        beta, row, _, d = self._parts(z)
-        rest = _others(jnp.ones_like(beta), d, row, self.axis)
-        return _others((d / (1 + rest) - log1p_ratio(rest)) / beta, d, row, self.axis)
+        return self._of(_entropy, z)
 
 
 class LSoftmax(_AbstractSoftmax):

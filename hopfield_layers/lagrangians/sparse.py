@@ -11,12 +11,38 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from .._arrays import as_float
 from .base import AbstractRowwise, cast
-from .simplex import centred, first_largest
-from .special import scaled_exp
+from .special import floored_exponent, scaled_exp
+
+
+def _first_largest(z: Array, axis: int) -> Bool[Array, "..."]:
+    """True at the first of the largest entries of each row."""
+    if z.shape[axis] == 0:
+        raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
+    index = jnp.argmax(z, axis, keepdims=True)
+    return lax.broadcasted_iota(index.dtype, z.shape, axis % z.ndim) == index
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(z: Array, axis: int) -> Array:
+    """The largest entry of each row; its derivative is that of the first."""
+    return jnp.max(z, axis, keepdims=True, initial=-jnp.inf)
+
+
+@_largest.defjvp
+def _(axis, primals, tangents):
+    (z,), (dz,) = primals, tangents
+    tangent = jnp.sum(jnp.where(_first_largest(z, axis), dz, 0), axis, keepdims=True)
+    return _largest(z, axis), tangent
+
+
+def _centred(z: Array, beta: Array, axis: int) -> tuple[Array, Array]:
+    """The largest entry m of each row, and β(z − m)."""
+    m = _largest(z, axis)
+    return m, floored_exponent(beta * (z - m))
 
 
 # What α acts as where training drives it out of its domain.
@@ -92,7 +118,7 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> tuple[Array, Array]:
     a unit that leaves the support has an infinite slope where Newton's method may stall, and every
     second step bisects.
     """
-    top = first_largest(d, axis)
+    top = _first_largest(d, axis)
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
     eps = jnp.finfo(d.dtype).eps
 
@@ -150,14 +176,14 @@ class _AbstractEntmax(AbstractRowwise):
     def _solve(self, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
         """α, β, the largest entry m of each row, d = β(z − m), and t and the step at them."""
         alpha, beta = self._alpha(z), cast(self.beta, z, self.min_beta)
-        m, d = centred(z, beta, self.axis)
+        m, d = _centred(z, beta, self.axis)
         return alpha, beta, m, d, *_log_largest(d, alpha, self.axis)
 
     def _others(self, z: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
         """β, m, d, where g > 0 but for the largest unit, ln g, and c with E = −Σ gc/β there."""
         alpha, beta, m, d, t, step = self._solve(z)
         g, log, _ = _units(d, t, step, alpha)
-        others = (g > 0) & ~first_largest(d, self.axis)
+        others = (g > 0) & ~_first_largest(z, self.axis)  # z, as d may vanish beside m
         rest = jnp.sum(jnp.where(others, g, 0), self.axis, keepdims=True)
         # Rounding may leave less than 1/D of 1, which is no matter of the derivative.
         rest = rest - lax.stop_gradient(jnp.maximum(rest + 1 / z.shape[self.axis] - 1, 0))
