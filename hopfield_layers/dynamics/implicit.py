@@ -4,6 +4,7 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -73,14 +74,21 @@ _FROM_CONTROLLER = diffrax.with_stepsize_controller_tols(optx.Newton)().rtol
 class Krylov(lx.AbstractLinearSolver):
     """GMRES, with a tolerance relative to the right-hand side's largest entry.
 
-    lineax's own is relative to each entry by itself, which those that are 0 can't meet.
+    lineax's own is relative to each entry by itself, which those that are 0 can't meet. As a cycle
+    makes all its products whether it needs them or not, short cycles may come first, and the long
+    ones only where a sample needs them.
     """
 
     gmres: lx.GMRES
+    first: lx.GMRES | None
 
-    def __init__(self, rtol: Any, restart: int, cycles: int):
+    def __init__(self, rtol: Any, restart: int, cycles: int, first: tuple[int, int] | None = None):
         # lineax counts the first residual as a cycle, and needs another to see that it's done.
-        self.gmres = lx.GMRES(rtol=rtol, atol=rtol, restart=restart, max_steps=cycles + 2)
+        of = lambda restart, cycles: lx.GMRES(
+            rtol=rtol, atol=rtol, restart=restart, max_steps=cycles + 2
+        )
+        self.gmres = of(restart, cycles)
+        self.first = None if first is None else of(*first)
 
     def init(self, operator, options):
         return self.gmres.init(operator, options)
@@ -92,8 +100,17 @@ class Krylov(lx.AbstractLinearSolver):
         size = lx.internal.max_norm(vector)
         size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
         unit = jax.tree.map(lambda v: v / size, vector)
-        solution, result, stats = self.gmres.compute(state, unit, options)
-        return jax.tree.map(lambda v: v * size, solution), result, stats
+        solve = lambda gmres: gmres.compute(state, unit, options)[:2]
+        if self.first is None:
+            solution, result = solve(self.gmres)
+        else:
+            found = solve(self.first)
+            solved = found[1] == lx.RESULTS.successful
+            missing = eqxi.unvmap_any(~solved)  # in any sample
+            solution, result = jax.lax.cond(missing, lambda: solve(self.gmres), lambda: found)
+            solution = jax.tree.map(lambda a, b: jnp.where(solved, a, b), found[0], solution)
+            result = lx.RESULTS.where(solved, found[1], result)
+        return jax.tree.map(lambda v: v * size, solution), result, {}
 
     def transpose(self, state, options):
         return self.gmres.transpose(state, options)

@@ -201,7 +201,9 @@ def _relax(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, Array]:
     if dt0 is None:
         adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
         dt0 = 100 * jnp.max(taus) if adaptive else jnp.min(taus)
-    adjoint = optx.ImplicitAdjoint(linear_solver=Krylov(precision, restart=50, cycles=100))
+    adjoint = optx.ImplicitAdjoint(
+        linear_solver=Krylov(precision, restart=50, cycles=100, first=(10, 8))
+    )
 
     def sample(field, x0):
         if all(x.size == 0 for x in jax.tree.leaves(x0)):
