@@ -23,7 +23,7 @@ POINTS = set()
 
 
 def _tick(x):
-    POINTS.add(x.tobytes())  # what is evaluated twice in a step is compiled into one evaluation
+    POINTS.add(x.tobytes())  # points, as what is evaluated twice in a step is compiled into one
     return np.zeros((), x.dtype)
 
 
@@ -139,7 +139,7 @@ def main():
     """Prints the table, the two layers, the retrieval and the memory of gradients."""
     table()
 
-    loose = diffrax.PIDController(rtol=1e-2, atol=1e-2)
+    loose = diffrax.PIDController(rtol=0.1, atol=0.1)
     for dtype, tol in ((jnp.float64, 1e-8), (jnp.float32, 1e-4)):
         model, x0 = two_layers(dtype)
         for solver, controller in ((None, None), (diffrax.Tsit5(), loose)):

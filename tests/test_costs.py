@@ -38,7 +38,7 @@ RUNS = {
 }
 # Products of weights in the program: one of each in the energy and two in a field. In `solve` that
 # is one field before the loop and one in a loop over the stages; in `relax` one before the loop,
-# and in it two stages and what the energies and the residual add to them.
+# and in it two stages and what the energy adds to them.
 PRODUCTS = {"energy": 3, "activation flow": 6, "state flow": 6, "solve": 12, "relax": 20}
 # Temporaries in numbers per unit, hidden ones included.
 TEMPORARIES = {"energy": 4, "activation flow": 2, "state flow": 3, "solve": 16, "relax": 24}

@@ -197,11 +197,11 @@ class ETD4RK(AbstractExponential):
         return y1, [d0, bend, curve], error
 
 
-def _flow(terms: Any) -> Any:
+def _flow(terms: Any) -> EnergyFlow | Guarded:
     """The flow in the term, which diffrax and `solve` wrap."""
     while hasattr(terms, "term"):
         terms = terms.term
-    flow = getattr(terms, "vector_field", None)
+    flow: Any = getattr(terms, "vector_field", None)
     field = flow.field if isinstance(flow, Guarded) else flow
     if not isinstance(field, EnergyFlow) or field.flow != "activation":
         found = f'flow="{field.flow}"' if isinstance(field, EnergyFlow) else repr(field)

@@ -75,8 +75,8 @@ class Krylov(lx.AbstractLinearSolver):
     """GMRES, with a tolerance relative to the right-hand side's largest entry.
 
     lineax's own is relative to each entry by itself, which those that are 0 can't meet. As a cycle
-    makes all its products whether it needs them or not, short cycles may come first, and the long
-    ones only where a sample needs them.
+    makes all its products whether it needs them or not, `first` may be shorter ones, (restart,
+    cycles), and the long ones then come only where a sample needs them.
     """
 
     gmres: lx.GMRES

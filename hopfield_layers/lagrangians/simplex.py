@@ -2,13 +2,13 @@
 
 import functools
 import operator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from .._arrays import as_float
 from .base import AbstractRowwise, cast
@@ -48,34 +48,44 @@ def _(axis, ghost, primals, tangents):
     return (g, g_ghost), (dg, dg_ghost)
 
 
-def _centred(z: Array, beta: Array, axis: int, ghost: bool) -> tuple[Array, Array, Array]:
-    """The largest entry m of each row, β(z − m) with the ghost at its end if any, and Σ exp of all
-    of a row.
-    """
+class _Rows(NamedTuple):
+    """Rows, with the ghost at their ends if any, seen from their largest entries."""
+
+    m: Array  # the largest of each
+    largest: Bool[Array, "..."]  # where it is
+    d: Array  # β(z − m)
+    total: Array  # Σ exp(d) of each
+
+    def others(self, scale: Array, axis: int) -> Array:
+        """Σ scale·exp(d) of each row without its largest entries."""
+        # Not by d = 0: XLA may subtract m from a product before that is rounded.
+        terms = jnp.where(self.largest, 0, scaled_exp(scale, self.d))
+        return jnp.sum(terms, axis, keepdims=True)
+
+    def equals(self, others: Array) -> Array:
+        """How many equals the largest entry has, given Σ exp(d) of the others: to count them takes
+        longer, and to find the first of them much longer.
+        """
+        return jnp.maximum(jnp.round(self.total - others) - 1, 0)
+
+
+def _centred(z: Array, beta: Array, axis: int, ghost: bool) -> _Rows:
     row = jnp.pad(z, [(0, ghost and i == axis % z.ndim) for i in range(z.ndim)])
     m = jnp.max(row, axis, keepdims=True)
-    d = beta * (row - m)
     # Apart, so that XLA makes the sum one loop.
-    apart, beta = jax.lax.optimization_barrier((m, beta))
-    total = jnp.sum(jnp.exp(beta * (row - apart)), axis, keepdims=True)
-    return m, floored_exponent(d), total
-
-
-def _others(scale: Array, d: Array, axis: int) -> Array:
-    """Σ scale·exp(d) of each row without its largest entries, whose d is 0."""
-    return jnp.sum(jnp.where(d == 0, 0, scaled_exp(scale, d)), axis, keepdims=True)
+    apart, own = jax.lax.optimization_barrier(m), jax.lax.optimization_barrier(beta)
+    total = jnp.sum(jnp.exp(own * (row - apart)), axis, keepdims=True)
+    return _Rows(m, row == m, floored_exponent(beta * (row - m)), total)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _log_sum(z: Array, beta: Array, axis: int, ghost: bool) -> Array:
     """ln Σ exp(βz)/β along the axis, the ghost included if any."""
-    # Without the largest, so that ln(1 + rest) keeps a small rest. How many equals it has the sum
-    # of all tells: to count them takes longer, and to find the first of them much longer.
-    m, d, total = _centred(z, beta, axis, ghost)
-    others = _others(1 / beta, d, axis)
-    equals = jnp.round(total - beta * others) - 1
-    rest = others + equals / beta
-    return m + rest * log1p_ratio(beta * rest)
+    # Without the largest, so that ln(1 + rest) keeps a small rest.
+    rows = _centred(z, beta, axis, ghost)
+    others = rows.others(1 / beta, axis)
+    rest = others + rows.equals(beta * others) / beta
+    return rows.m + rest * log1p_ratio(beta * rest)
 
 
 @functools.partial(_log_sum.defjvp, symbolic_zeros=True)
@@ -94,12 +104,12 @@ def _(axis, ghost, primals, tangents):
 def _entropy(z: Array, beta: Array, axis: int, ghost: bool) -> Array:
     """Σ g ln g/β along the axis, the ghost included if any: minus the entropy."""
     # All terms have one sign.
-    _, d, total = _centred(z, beta, axis, ghost)
-    others = _others(jnp.ones_like(beta), d, axis)
-    equals = jnp.round(total - others) - 1
+    rows = _centred(z, beta, axis, ghost)
+    others = rows.others(jnp.ones_like(beta), axis)
+    equals = rows.equals(others)
     rest = others + equals
     of_largest = -log1p_ratio(rest) / beta  # shared among the others
-    others = _others(d / (1 + rest) / beta + of_largest, d, axis)
+    others = rows.others(rows.d / (1 + rest) / beta + of_largest, axis)
     return others + equals * of_largest
 
 
@@ -111,7 +121,7 @@ def _(axis, ghost, primals, tangents):
     change = jnp.zeros_like(value)
     if not isinstance(dbeta, SymbolicZero):
         change -= value / beta * dbeta
-    _, d, _ = _centred(z, beta, axis, ghost)
+    d = _centred(z, beta, axis, ghost).d
     known = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
 
     def share(*moving):
