@@ -38,6 +38,16 @@ def test_transformations_change_nothing(layer, tmp_path):
     assert jitted._cache_size() == 1
 
 
+@pytest.mark.parametrize("lagrangian", [hl.LSoftmax(), hl.LGhostmax()], ids=repr)
+def test_the_largest_entry_of_a_product(lagrangian):
+    # XLA may subtract it from the product before that is rounded, which leaves more than 0.
+    x = jnp.array([300.1, 0.0, 12.3], jnp.float32)
+    z = jax.block_until_ready(np.float32(0.1) * x)
+    for name in ("__call__", "energy"):
+        of = getattr(lagrangian, name)
+        np.testing.assert_allclose(jax.jit(lambda x, of=of: of(0.1 * x))(x), of(z), rtol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "flow"), [("entmax", "state"), ("layer norm", "activation")])
 def test_other_values_compile_nothing(name, flow, compilations):
     layer = LAYERS[name]
