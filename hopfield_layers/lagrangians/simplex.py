@@ -121,16 +121,11 @@ def _(axis, ghost, primals, tangents):
     change = jnp.zeros_like(value)
     if not isinstance(dbeta, SymbolicZero):
         change -= value / beta * dbeta
+    share = lambda *of: jnp.concatenate(_softmax(*of, axis, ghost)[: 1 + ghost], axis)
+    moving = [None if isinstance(each, SymbolicZero) else each for each in tangents]
+    _, dg = eqx.filter_jvp(share, primals, tuple(moving))
     d = _centred(z, beta, axis, ghost).d
-    known = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
-
-    def share(*moving):
-        arguments = [moving[known.index(i)] if i in known else primals[i] for i in range(2)]
-        return jnp.concatenate(_softmax(*arguments, axis, ghost)[: 1 + ghost], axis)
-
-    moving = [primals[i] for i in known], [tangents[i] for i in known]
-    change += jnp.sum(d / beta * jax.jvp(share, *moving)[1], axis, keepdims=True)
-    return value, change
+    return value, change + jnp.sum(d / beta * dg, axis, keepdims=True)
 
 
 class _AbstractSoftmax(AbstractRowwise):

@@ -150,17 +150,12 @@ def _log_largest(d: Array, alpha: Array, axis: int) -> tuple[Array, Array]:
 
 @functools.partial(_log_largest.defjvp, symbolic_zeros=True)
 def _(axis, primals, tangents):
-    (d, alpha), moving = primals, [not isinstance(each, SymbolicZero) for each in tangents]
+    d, alpha = primals
     t, step = _log_largest(d, alpha, axis)
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
-
-    def excess(*moved):
-        moved = iter(moved)
-        at = [next(moved) if moves else each for moves, each in zip(moving, primals, strict=True)]
-        return total(_units(at[0], t, step, at[1])[0])
-
-    pick = lambda args: [each for moves, each in zip(moving, args, strict=True) if moves]
-    _, change = jax.jvp(excess, pick(primals), pick(tangents))
+    moving = [None if isinstance(each, SymbolicZero) else each for each in tangents]
+    excess = lambda d, alpha: total(_units(d, t, step, alpha)[0])
+    _, change = eqx.filter_jvp(excess, primals, tuple(moving))
     g, _, ratio = _units(d, t, step, alpha)
     return (t, step), (-change / total(g / ratio), jnp.zeros_like(step))
 
