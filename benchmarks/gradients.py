@@ -1,14 +1,14 @@
-"""What a gradient costs: `python -m benchmarks.gradients`.
+"""Implicit gradients against backpropagation: `python -m benchmarks.gradients`.
 
-The gradient of a function of where a network comes to, with respect to all of its parameters: that
-of `relax`, which is the fixed point's by the implicit function theorem, and that of `solve` by
-backpropagation through its steps. Both take the same number of the same constant steps of the same
-solver along the activation flow, so that they differ in their derivatives alone.
+The gradient, with respect to all parameters, of a function of the final state of a network: by the
+implicit function theorem in `relax`, and by backpropagation through the steps of `solve`. Both take
+the same number of equal steps of the same solver along the activation flow, so that only their
+derivatives differ.
 
-Times are of values with gradients, as ratios implicit / backpropagation of interleaved runs, below
-1 where the implicit one is faster; `relax` by itself, with its own steps, has none to compare with.
-Memory is that of XLA's temporaries. The gradients differ by how far the end of the steps is from
-the fixed point, and for 1000 steps by rounding and the tolerance of GMRES.
+Times are those of a value with its gradient, as ratios implicit / backpropagation of interleaved
+runs, below 1 where the implicit one is faster. The last line is for `relax` with its default steps.
+Memory is that of XLA's temporaries. The two gradients differ by the distance of the final state
+from the fixed point, and after 1000 steps by rounding and the tolerance of GMRES.
 """
 
 import statistics
@@ -24,16 +24,16 @@ from jaxtyping import Array
 
 import hopfield_layers as hl
 
-from .side_by_side import machine, Ratio, ratio, times
+from .side_by_side import interleaved, machine, Ratio, ratio
 
 
-DT = 1 / 16  # so that t1 is exact, and the steps are as many as they should be
+DT = 1 / 16  # exact in binary, so that rounding adds no step
 CONSTANT = diffrax.ConstantStepSize()
 SOLVERS = {"Tsit5": diffrax.Tsit5(), "ETD2RK": hl.ETD2RK()}
 
 
 class Row(NamedTuple):
-    """Of one solver and number of steps."""
+    """The measurements of one solver and number of steps."""
 
     time: float
     ratio: Ratio
@@ -53,8 +53,11 @@ def network(visible: int, hidden: int) -> tuple[hl.HAM, dict[str, Array]]:
 
 
 def compiled(end: Callable[..., dict[str, Array]], *arguments: Any) -> tuple[Any, int]:
-    """A run of the gradient of a function of the end, and its bytes of temporaries."""
-    value = lambda model, x0: jnp.mean(end(model, x0)["a"] ** 2)
+    """A run of the gradient of a function of the final state, and its bytes of temporaries."""
+
+    def value(model, x0):
+        return jnp.mean(end(model, x0)["a"] ** 2)
+
     gradient: Any = eqx.filter_jit(eqx.filter_value_and_grad(value))
     program = gradient.lower(*arguments).compile()
     size = program.compiled.memory_analysis().temp_size_in_bytes
@@ -62,28 +65,29 @@ def compiled(end: Callable[..., dict[str, Array]], *arguments: Any) -> tuple[Any
 
 
 def implicit(model: hl.HAM, x0: Any, **options: Any) -> dict[str, Array]:
-    """The end of `relax`."""
+    """The state that `relax` reaches."""
     return hl.relax(model, x0, throw=False, **options).x
 
 
 def backpropagated(model: hl.HAM, x0: Any, steps: int, **options: Any) -> dict[str, Array]:
-    """The end of `solve`."""
+    """The state that `solve` reaches."""
     options |= {"stepsize_controller": CONSTANT, "dt0": DT, "max_steps": steps, "throw": False}
     solution = hl.solve(model, x0, steps * DT, flow="activation", **options)
     return jax.tree.map(lambda y: y[-1], solution.ys)
 
 
 def row(solver: Any, steps: int, arguments: Any, repeats: int) -> Row:
-    """The costs with one solver."""
+    """The measurements of one solver and number of steps."""
     same = {"solver": solver, "stepsize_controller": CONSTANT, "dt0": DT, "max_steps": steps}
     ours, memory = compiled(lambda m, x: implicit(m, x, tol=1e-30, **same), *arguments)
-    through = lambda adjoint: (
-        lambda m, x: backpropagated(m, x, steps, solver=solver, adjoint=adjoint)
-    )
+
+    def through(adjoint: diffrax.AbstractAdjoint) -> Callable[..., dict[str, Array]]:
+        return lambda m, x: backpropagated(m, x, steps, solver=solver, adjoint=adjoint)
+
     theirs, checkpointed = compiled(through(diffrax.RecursiveCheckpointAdjoint()), *arguments)
-    # A program that keeps every step takes minutes to compile for 1000.
+    # A program that keeps 1000 steps takes minutes to compile.
     direct = compiled(through(diffrax.DirectAdjoint()), *arguments)[1] if steps <= 100 else None
-    taken = times(ours, theirs, repeats=repeats)
+    taken = interleaved(ours, theirs, repeats=repeats)
     a, b = (run()[1].synapses["W"].W for run in (ours, theirs))
     difference = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
     time = statistics.median(taken[0])
@@ -122,7 +126,7 @@ def main(
         print(f"\n{name}: memory of the implicit gradient × {growth:.2f} over these, bar 1.00")
     run, _ = compiled(implicit, *arguments)
     forward: Any = eqx.filter_jit(implicit)
-    with_gradient, without = times(run, lambda: forward(*arguments), repeats=repeats)
+    with_gradient, without = interleaved(run, lambda: forward(*arguments), repeats=repeats)
     count = hl.relax(*arguments, throw=False).num_steps
     print(
         f"\nrelax by itself, {count} steps: {1e3 * statistics.median(with_gradient):.1f} ms with "

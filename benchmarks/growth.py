@@ -1,15 +1,15 @@
-"""How time, memory and compilation grow: `python -m benchmarks.growth`.
+"""How time, memory and compilation grow with size: `python -m benchmarks.growth`.
 
-Along four axes, in float32: states in a batch, units, stored patterns, and layers of a network. Of
-each size the time of one evaluation of the activation flow's dx/dt, and that of a step of `relax`:
-of the first eight, or fewer if all samples rest before, over the number of them.
-Times are medians; exponents k of time ∝ size^k are fitted to the three largest sizes, where
-starting a program no longer counts.
+Four sizes grow, in float32: states in a batch, units, stored patterns, and layers of a network. For
+each value the script measures one evaluation of the activation flow's dx/dt, and one step of
+`relax`: the time of the first eight steps (fewer if all samples converge before) over their number.
+Times are medians. The exponents k of time ∝ size^k are fitted to the three largest sizes, where the
+time to start a program is negligible.
 
-Memory is that of XLA's temporaries for dx/dt, as a multiple of the weights or patterns; it doesn't
-know of what a kernel that does all at once, as for 4096 states, takes for itself. Compile times
-are those of `relax`, tracing included, in turns, as ratios of the largest size to the smallest.
-Draws growth.png beside itself.
+Memory is that of XLA's temporaries for dx/dt, as a multiple of the weights or patterns; it leaves
+out what a fused kernel, as for 4096 states, allocates internally. Compile times are those of
+`relax`, tracing included, as ratios of the largest size to the smallest, measured in turns.
+The script draws growth.png beside itself.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ from jaxtyping import Array
 
 import hopfield_layers as hl
 
-from .side_by_side import machine, Ratio, ratio, times
+from .side_by_side import interleaved, machine, Ratio, ratio
 
 
 State = dict[str, Array]
@@ -38,7 +38,7 @@ PICTURE = pathlib.Path(__file__).with_suffix(".png")
 def memory(patterns: int, units: int, states: int) -> Case:
     """A modern Hopfield memory of random patterns, and some of them with noise.
 
-    With a β at which its softmax isn't a vertex, so that `relax` doesn't rest at once.
+    β is so small that the softmax spreads over many patterns, so that `relax` takes several steps.
     """
     W = jr.normal(jr.key(0), (units, patterns), jnp.float32)
     synapse = hl.HiddenSynapse(
@@ -71,12 +71,12 @@ def field(model: hl.HAM, x: State) -> State:
 
 
 def steps(model: hl.HAM, x: State) -> hl.Relaxation:
-    """`relax`, of eight steps at most."""
+    """`relax` with eight steps at most."""
     return hl.relax(model, x, tol=1e-30, max_steps=8, throw=False)
 
 
 class Axis(NamedTuple):
-    """Sizes that grow, the case of each for dx/dt, and that for `relax`."""
+    """Sizes that grow, and functions from a size to the case for dx/dt and for `relax`."""
 
     name: str
     sizes: Sequence[int]
@@ -85,9 +85,17 @@ class Axis(NamedTuple):
 
 
 def axes(batches: Any, units: Any, patterns: Any, depths: Any) -> list[Axis]:
-    """All four, of these sizes."""
-    batched, wide = lambda n: memory(1000, 64, n), lambda n: memory(1000, n, 16)
-    deep = lambda n: chain(n, 256, 16)
+    """The four axes with these sizes."""
+
+    def batched(n: int) -> Case:
+        return memory(1000, 64, n)
+
+    def wide(n: int) -> Case:
+        return memory(1000, n, 16)
+
+    def deep(n: int) -> Case:
+        return chain(n, 256, 16)
+
     return [
         Axis("states", batches, batched, batched),
         Axis("units", units, wide, wide),
@@ -96,8 +104,8 @@ def axes(batches: Any, units: Any, patterns: Any, depths: Any) -> list[Axis]:
     ]
 
 
-class Point(NamedTuple):
-    """Of one size: seconds of both, and dx/dt's temporaries as a multiple of the weights."""
+class Measurement(NamedTuple):
+    """For one size the seconds of both, and the temporaries of dx/dt over the weights."""
 
     size: int
     field: float
@@ -105,8 +113,8 @@ class Point(NamedTuple):
     temporaries: float
 
 
-def measured(axis: Axis, size: int, repeats: int) -> Point:
-    """The costs of one size."""
+def measured(axis: Axis, size: int, repeats: int) -> Measurement:
+    """The measurement of one size."""
     case = axis.case(size)
     evaluation: Any = eqx.filter_jit(field)
     program = evaluation.lower(*case).compile()
@@ -115,32 +123,32 @@ def measured(axis: Axis, size: int, repeats: int) -> Point:
     relaxing: Any = eqx.filter_jit(steps)
     other = axis.relaxing(size)
     count = int(jnp.max(relaxing(*other).num_steps))
-    fields, whole = times(lambda: program(*case), lambda: relaxing(*other), repeats=repeats)
-    middle = statistics.median
-    return Point(size, middle(fields), middle(whole) / count, temporaries / weights)
+    fields, whole = interleaved(lambda: program(*case), lambda: relaxing(*other), repeats=repeats)
+    per_step = statistics.median(whole) / count
+    return Measurement(size, statistics.median(fields), per_step, temporaries / weights)
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """k of value ∝ size^k, by the three largest sizes."""
+    """k of value ∝ size^k, fitted to the three largest sizes."""
     return float(np.polyfit(np.log(sizes[-3:]), np.log(values[-3:]), 1)[0])
 
 
 def compile_ratio(axis: Axis, repeats: int) -> Ratio:
-    """How many times as long as for the smallest size `relax` compiles for the largest."""
+    """The compile time of `relax` for the largest size over that for the smallest."""
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for size, own in zip((min(axis.sizes), max(axis.sizes)), taken, strict=True):
-            # Shapes only: nothing is allocated.
+        for size, seconds in zip((min(axis.sizes), max(axis.sizes)), taken, strict=True):
+            # Compiling takes the shapes alone: nothing is allocated.
             arguments: Any = eqx.filter_eval_shape(axis.relaxing, size)
             jax.clear_caches()
             begin = time.perf_counter()
             jax.jit(steps).lower(*arguments).compile()
-            own.append(time.perf_counter() - begin)
+            seconds.append(time.perf_counter() - begin)
     return ratio(taken[1], taken[0])
 
 
-def draw(table: dict[str, list[Point]], path: pathlib.Path) -> None:
-    """Four log-log panels, with the fits."""
+def draw(table: dict[str, list[Measurement]], path: pathlib.Path) -> None:
+    """Draws four log-log panels with the fits."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
@@ -169,15 +177,15 @@ def main(
     depths: Sequence[int] = (2, 4, 8, 16),
     repeats: int = 7,
     picture: pathlib.Path | None = PICTURE,
-) -> dict[str, list[Point]]:
-    """Prints the tables, and draws the picture."""
+) -> dict[str, list[Measurement]]:
+    """Prints the tables and draws the picture."""
     print(
         "States and units with 1000 patterns, states and patterns with 64 units, 16 states of "
         "units and layers, 256 of patterns (1 for relax), layers of 256 units; float32, "
         f"{machine()}\n"
     )
     print("| | dx/dt, ms | a step of relax, ms | temporaries / weights | bar |\n|" + "---|" * 5)
-    table: dict[str, list[Point]] = {}
+    table: dict[str, list[Measurement]] = {}
     all_axes = axes(batches, units, patterns, depths)
     for axis in all_axes:
         points = table[axis.name] = []

@@ -1,13 +1,13 @@
 """The laws of `hopfield_layers.testing`, over thousands of random cases of every Lagrangian.
 
-`python -m benchmarks.laws` counts accusations: of the library's Lagrangians, with parameters and
-states of any size, there should be none. Of each law the table has the number of examples, the
-largest violation in units of what rounding explains, and how many are more than 1.
+`python -m benchmarks.laws` counts violations: for the library's Lagrangians, with parameters and
+states of any size, there should be none. For each law the table has the number of examples, the
+largest excess in units of the rounding error that is allowed, and how many are more than 1.
 """
 
 import argparse
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ from hopfield_layers.testing import gradient_laws, lagrangian_laws, LAWS, model_
 from hopfield_layers.testing.strategies import KINDS
 
 
+Flow = Literal["state", "activation"]
 RANGES = {
     "beta": (0.01, 100),
     "scale": (0.01, 100),
@@ -30,7 +31,7 @@ RANGES = {
 
 
 def drawn(rng: np.random.Generator, kind: Any, count: int) -> dict[str, np.ndarray]:
-    """Parameters of any size, each half of the time the default."""
+    """Parameters of any size; each is the default in half of the examples."""
     parameters = {}
     for name, parameter in inspect.signature(kind).parameters.items():
         if name in RANGES:
@@ -57,34 +58,38 @@ def layer_of(kind: Any, parameters: Any, bias: Any) -> hl.Layer:
 
 
 def batches(rng: np.random.Generator, kind: Any, count: int, units: int, dtype: Any):
-    """The laws at random states: pointwise ones all at once, solves with a batch of states each."""
+    """Yields the laws at random states: those of single states, then those of solutions."""
     cast = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
     parameters, bias = drawn(rng, kind, count), cast(rng.normal(size=(count, units)))
-    x, y, mild = (cast(drawn_states(rng, count, units, most)) for most in (1e4, 1e4, 30.0))
-    own = cast(parameters)
-    yield jax.vmap(lambda p, x, y: lagrangian_laws.measure(kind(**p), x, y))(own, x, y)
+    x, y, moderate_states = (
+        cast(drawn_states(rng, count, units, most)) for most in (1e4, 1e4, 30.0)
+    )
+    cast_parameters = cast(parameters)
+    yield jax.vmap(lambda p, x, y: lagrangian_laws.measure(kind(**p), x, y))(cast_parameters, x, y)
 
     def bounded(p, bias, x):
         return model_laws.bound_laws(layer_of(kind, p, bias), x)
 
-    yield jax.vmap(bounded)(own, bias, mild)
-    for flow in ("state", "activation"):
+    yield jax.vmap(bounded)(cast_parameters, bias, moderate_states)
+    flows: tuple[Flow, ...] = ("state", "activation")
+    for flow in flows:
 
-        def falls(p, bias, x, flow=flow):
-            return model_laws.descent_laws(layer_of(kind, p, bias), x, flow, t1=20.0, max_steps=64)
+        def falls(p, bias, x, flow: Flow = flow):
+            field = hl.EnergyFlow(layer_of(kind, p, bias), flow)
+            return model_laws.descent_laws(field, x, t1=20.0, max_steps=64)
 
-        yield jax.vmap(falls)(own, bias, mild)
+        yield jax.vmap(falls)(cast_parameters, bias, moderate_states)
     with jax.enable_x64(True):
         wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
 
         def gradients(p, bias, x):
             return gradient_laws.gradient_laws(layer_of(kind, p, bias), x)
 
-        yield jax.vmap(gradients)(*wide((parameters, bias, mild)))
+        yield jax.vmap(gradients)(*wide((parameters, bias, moderate_states)))
 
 
 def main() -> None:
-    """Prints the table of each Lagrangian, and what was accused."""
+    """Prints the excess of each Lagrangian, and the table of the laws."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=1000, help="of each Lagrangian")
     parser.add_argument("--units", type=int, default=5)
@@ -96,26 +101,28 @@ def main() -> None:
     for i, kind in enumerate(KINDS):
         if arguments.only and kind.__name__ not in arguments.only:
             continue
-        rng, seen = np.random.default_rng(i), {}
+        rng, excesses_by_law = np.random.default_rng(i), {}
         for dtype in map(jnp.dtype, arguments.dtypes):
             for laws in batches(rng, kind, arguments.examples, arguments.units, dtype):
-                for law, parts in laws.items():
+                for law, verdicts in laws.items():
                     # The first axis is that of examples.
-                    excess = [part.excess().reshape(arguments.examples, -1) for part in parts]
+                    excess = [each.excess().reshape(arguments.examples, -1) for each in verdicts]
                     worst = np.max(np.concatenate(excess, axis=1), axis=1, initial=0)
-                    seen[law] = max(seen.get(law, 0.0), float(np.max(worst)))
+                    excesses_by_law[law] = max(excesses_by_law.get(law, 0.0), float(np.max(worst)))
                     row = total[law]
                     row[0] += arguments.examples
-                    row[1], row[2] = max(row[1], seen[law]), row[2] + int(np.sum(worst > 1))
-        print(kind.__name__, ", ".join(f"{law} {worst:.2g}" for law, worst in seen.items()))
+                    row[1] = max(row[1], excesses_by_law[law])
+                    row[2] += int(np.sum(worst > 1))
+        found = ", ".join(f"{law} {worst:.2g}" for law, worst in excesses_by_law.items())
+        print(kind.__name__, found)
         jax.clear_caches()
         eqx.clear_caches()
-    # The laws of scalars, dtypes and jit are not of numbers: the tests have them.
-    print(f"\n{'law':16}{'examples':>10}{'worst':>10}{'accused':>9}")
-    for law, (count, worst, accused) in total.items():
+    # The laws about scalars, dtypes and jit have no excess: the tests check them.
+    print(f"\n{'law':16}{'examples':>10}{'worst':>10}{'violated':>9}")
+    for law, (count, worst, violated) in total.items():
         if count:
-            print(f"{law:16}{count:>10}{worst:>10.2g}{accused:>9}")
-    raise SystemExit(any(accused for _, _, accused in total.values()))
+            print(f"{law:16}{count:>10}{worst:>10.2g}{violated:>9}")
+    raise SystemExit(any(violated for _, _, violated in total.values()))
 
 
 if __name__ == "__main__":

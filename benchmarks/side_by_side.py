@@ -1,4 +1,7 @@
-"""Times of several programs in one process, in turns, so that a noisy machine is fair to all."""
+"""Interleaved timings of several programs in one process.
+
+On a machine whose speed varies, the ratio of neighbouring runs varies less than the times.
+"""
 
 import gc
 import statistics
@@ -12,8 +15,8 @@ import jax
 Run = Callable[[], Any]
 
 
-def times(*runs: Run, repeats: int = 9) -> list[list[float]]:
-    """The seconds of each run, `repeats` times in turns after a first that compiles."""
+def interleaved(*runs: Run, repeats: int = 9) -> list[list[float]]:
+    """The seconds of each run, `repeats` times in turns, after one that compiles."""
     for run in runs:
         jax.block_until_ready(run())
     taken: list[list[float]] = [[] for _ in runs]
@@ -21,17 +24,17 @@ def times(*runs: Run, repeats: int = 9) -> list[list[float]]:
     gc.disable()
     try:
         for _ in range(repeats):
-            for run, own in zip(runs, taken, strict=True):
+            for run, seconds in zip(runs, taken, strict=True):
                 begin = time.perf_counter()
                 jax.block_until_ready(run())
-                own.append(time.perf_counter() - begin)
+                seconds.append(time.perf_counter() - begin)
     finally:
         gc.enable()
     return taken
 
 
 class Ratio(NamedTuple):
-    """The median of the ratios of two runs' times, and their quartiles."""
+    """The median and the quartiles of the ratios of two runs' times."""
 
     median: float
     low: float
@@ -42,12 +45,12 @@ class Ratio(NamedTuple):
 
 
 def ratio(a: list[float], b: list[float]) -> Ratio:
-    """How many times as long as b's runs those of a took, each pair side by side."""
+    """The times of a over those of b, pair by pair."""
     low, median, high = statistics.quantiles([x / y for x, y in zip(a, b, strict=True)], n=4)
     return Ratio(median, low, high)
 
 
 def machine() -> str:
-    """What the numbers were measured on."""
+    """The device and the version of JAX."""
     device = jax.devices()[0]
     return f"{device.device_kind} ({jax.device_count()} device), jax {jax.__version__}"

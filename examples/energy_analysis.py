@@ -83,7 +83,7 @@ def run(name: str, model: Any, bound: Any, x0: Any, t1: float, dt0: float, **opt
     """
     solution = hl.solve(model, x0, t1, dt0=dt0, **options)
     t = np.asarray(solution.ts)[0]
-    x = np.asarray(solution.ys)[:, np.isfinite(t)]  # unused room for further steps is inf
+    x = np.asarray(solution.ys)[:, np.isfinite(t)]  # the padding after the last step is inf
     energy = np.asarray(energy_of(model, solution.ys))[:, np.isfinite(t)]
     steps = int(np.max(solution.stats["num_steps"]))
     stages = diffrax.Tsit5.tableau.num_stages

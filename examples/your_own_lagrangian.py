@@ -1,4 +1,4 @@
-"""A Lagrangian of one's own: the kit of laws finds what is wrong with it, and passes the repair.
+"""A Lagrangian of one's own: the laws find what is wrong with it, and hold once it is repaired.
 
 `LLogCosh` is the Lagrangian of tanh units as it is written in papers, L = Σ ln cosh(βx)/β. On paper
 it is right; in floating-point numbers cosh leaves the range where its logarithm is still small.
@@ -23,8 +23,10 @@ class LLogCosh(eqx.Module):
         return jnp.sum(jnp.log(jnp.cosh(self.beta * x))) / self.beta
 
 
-class LLogCoshMended(LLogCosh):
+class LStableLogCosh(eqx.Module):
     """The same, as ln cosh t = |t| + ln(1 + exp(−2|t|)) − ln 2, which is never out of range."""
+
+    beta: jax.Array
 
     def __call__(self, x):
         t = jnp.abs(self.beta * x)
@@ -32,16 +34,17 @@ class LLogCoshMended(LLogCosh):
 
 
 def main() -> None:
+    """Prints the reports of both, and the energy far out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=200, help="states to draw for each law")
     examples = parser.parse_args().examples
 
-    wrong, mended = (kind(jnp.asarray(2.0)) for kind in (LLogCosh, LLogCoshMended))
-    # At a state that comes to mind there is nothing wrong.
+    wrong, stable = LLogCosh(jnp.asarray(2.0)), LStableLogCosh(jnp.asarray(2.0))
+    # It passes at an ordinary state.
     assert_lagrangian(wrong, jnp.array([0.5, -1.0]), jnp.array([2.0, 0.0]))
-    for lagrangian in (wrong, mended):
+    for lagrangian in (wrong, stable):
         print(check_lagrangian(lagrangian, max_examples=examples), "\n")
-    layer = hl.Layer(mended, 3)
+    layer = hl.Layer(stable, 3)
     print("E at x = 200:", layer.energy(jnp.full(3, 200.0)))
 
 

@@ -16,6 +16,11 @@ Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and
 (ICLR 2021), arXiv:2008.06996.
 """
 
+import importlib
+import importlib.metadata
+import types
+import typing
+
 from .dynamics import (
     energy_descent,
     EnergyFlow,
@@ -45,13 +50,12 @@ from .lagrangians import (
     LSphericalNorm,
     LTanh,
 )
-from .layers import (
+from .layer_constructors import (
     CoshLayer,
     EntmaxLayer,
     ExpLayer,
     GhostmaxLayer,
     IdentityLayer,
-    Layer,
     LayerNormLayer,
     make_layer,
     MakeLayer,
@@ -65,6 +69,7 @@ from .layers import (
     SphericalNormLayer,
     TanhLayer,
 )
+from .layers import Layer
 from .model import AbstractEnergyModel
 from .network import HAM
 from .synapses import (
@@ -80,59 +85,33 @@ from .synapses import (
 )
 
 
+if typing.TYPE_CHECKING:
+    from . import plotting as plotting, testing as testing
+
+
+__version__ = importlib.metadata.version("hopfield_layers")
+
+# fmt: off
 __all__ = [
-    "ETD2RK",
-    "ETD4RK",
-    "HAM",
-    "AbstractEnergyModel",
-    "AbstractLagrangian",
-    "AbstractSynapse",
-    "AttentionSynapse",
-    "BiasSynapse",
-    "ConvSynapse",
-    "CoshLayer",
-    "DenseSynapse",
-    "EnergyFlow",
-    "EntmaxLayer",
-    "ExpLayer",
-    "GhostmaxLayer",
-    "HiddenSynapse",
-    "HiddenTensorSynapse",
-    "IdentityLayer",
-    "LCosh",
-    "LEntmax",
-    "LExp",
-    "LGhostmax",
-    "LIdentity",
-    "LLayerNorm",
-    "LPower",
-    "LRelu",
-    "LRepu",
-    "LRexp",
-    "LSigmoid",
-    "LSoftmax",
-    "LSparsemax",
-    "LSphericalNorm",
-    "LTanh",
-    "Layer",
-    "LayerNormLayer",
-    "MakeLayer",
-    "MixerSynapse",
-    "PowerLayer",
-    "Relaxation",
-    "ReluLayer",
-    "RepuLayer",
-    "RexpLayer",
-    "SelfAttentionSynapse",
-    "SigmoidLayer",
-    "SoftmaxLayer",
-    "SparsemaxLayer",
-    "SphericalNormLayer",
-    "TanhLayer",
-    "as_lagrangian",
-    "energy_descent",
-    "make_layer",
-    "newton_krylov",
-    "relax",
-    "solve",
+    "ETD2RK", "ETD4RK", "HAM", "AbstractEnergyModel", "AbstractLagrangian", "AbstractSynapse",
+    "AttentionSynapse", "BiasSynapse", "ConvSynapse", "CoshLayer", "DenseSynapse", "EnergyFlow",
+    "EntmaxLayer", "ExpLayer", "GhostmaxLayer", "HiddenSynapse", "HiddenTensorSynapse",
+    "IdentityLayer", "LCosh", "LEntmax", "LExp", "LGhostmax", "LIdentity", "LLayerNorm", "LPower",
+    "LRelu", "LRepu", "LRexp", "LSigmoid", "LSoftmax", "LSparsemax", "LSphericalNorm", "LTanh",
+    "Layer", "LayerNormLayer", "MakeLayer", "MixerSynapse", "PowerLayer", "Relaxation",
+    "ReluLayer", "RepuLayer", "RexpLayer", "SelfAttentionSynapse", "SigmoidLayer", "SoftmaxLayer",
+    "SparsemaxLayer", "SphericalNormLayer", "TanhLayer", "as_lagrangian", "energy_descent",
+    "make_layer", "newton_krylov", "relax", "solve",
 ]
+# fmt: on
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    """Imports `testing` or `plotting`, which have dependencies of their own, when first used."""
+    if name in ("plotting", "testing"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "plotting", "testing"]

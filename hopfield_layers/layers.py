@@ -1,37 +1,29 @@
 """Neuron layers: a Lagrangian with a shape, a time constant and a bias."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast, SupportsIndex
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import ArrayLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from ._arrays import as_float, as_shape, as_state, check_range, spread, widened
-from .lagrangians import (
-    AbstractLagrangian,
-    as_lagrangian,
-    LCosh,
-    LEntmax,
-    LExp,
-    LGhostmax,
-    LIdentity,
-    LLayerNorm,
-    LPower,
-    LRelu,
-    LRepu,
-    LRexp,
-    LSigmoid,
-    LSoftmax,
-    LSparsemax,
-    LSphericalNorm,
-    LTanh,
+from ._conversion import (
+    as_batch,
+    as_float,
+    as_shape,
+    as_state,
+    broadcast,
+    check_last_axes,
+    check_range,
+    over_samples,
+    ShapeLike,
+    widened,
 )
-from .lagrangians.base import pformat
+from .lagrangians import AbstractLagrangian, as_lagrangian
+from .lagrangians.base import pformat, pure
 from .model import AbstractEnergyModel
 
 
@@ -41,12 +33,19 @@ class Layer(AbstractEnergyModel):
     Every method takes a state of shape `(*batch, *shape)` with any number of batch axes, and keeps
     its dtype.
 
+    The bias b moves the state at which the layer rests and not the activation there: at rest
+    z = x − b is what inputs and synapses make it, whatever b is. A trainable threshold, which moves
+    the activation, is a [`hopfield_layers.BiasSynapse`][].
+
+    Methods of a layer are not hashable, so `jax.jit(layer.energy)` fails: write
+    `equinox.filter_jit(layer.energy)`, or `jax.jit(lambda layer, x: layer.energy(x))`.
+
     **Arguments:**
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
     - `shape`: the shape of the state, a tuple of sizes or one size.
     - `tau`: the time constant τ > 0, in the units of t; or one per unit.
-    - `use_bias`: whether there is a bias b, an activation threshold of the layer's shape.
+    - `use_bias`: whether there is a bias b, of the layer's shape.
     - `init_lagrangian`: whether `lagrangian` is instead a factory, called with `kwargs`.
     - `name`: a name for the layer, of no effect.
     - `bias`: the bias b. By default zeros.
@@ -76,19 +75,19 @@ class Layer(AbstractEnergyModel):
 
     def __init__(
         self,
-        lagrangian: Any,
-        shape: Any,
-        tau: ArrayLike = 1.0,
+        lagrangian: AbstractLagrangian | Callable[..., Any],
+        shape: ShapeLike,
+        tau: Shaped[ArrayLike, "..."] = 1.0,
         use_bias: bool = False,
         init_lagrangian: bool = False,
         name: str | None = None,
         *,
-        bias: ArrayLike | None = None,
+        bias: Shaped[ArrayLike, "..."] | None = None,
         key: PRNGKeyArray | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ):
         if init_lagrangian:
-            lagrangian = lagrangian(**kwargs)
+            lagrangian = cast(Callable[..., Any], lagrangian)(**kwargs)
         elif kwargs:
             raise TypeError(f"Only a Lagrangian's factory takes {sorted(kwargs)}.")
         self.lagrangian = as_lagrangian(lagrangian)
@@ -104,12 +103,12 @@ class Layer(AbstractEnergyModel):
 
     def __check_init__(self):
         check_range(self, "tau", self.tau, above=0.0)
-        jax.eval_shape(lambda tau: spread("tau", tau, self.shape), self.tau)
+        jax.eval_shape(lambda tau: broadcast("tau", tau, self.shape), self.tau)
         if self.bias is not None:
             check_range(self, "bias", self.bias)
             if self.bias.shape != self.shape:
                 raise ValueError(f"Expected a bias of shape {self.shape}, got {self.bias.shape}.")
-        # Whatever the Lagrangian has to say against the shape, it says now.
+        # Trace once, so that the Lagrangian's errors about the shape surface at construction.
         jax.eval_shape(self.energy_bound)
 
     @property
@@ -117,166 +116,57 @@ class Layer(AbstractEnergyModel):
         """Whether there is a bias."""
         return self.bias is not None
 
-    def energy(self, x: ArrayLike) -> Array:
+    def energy(self, x: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch"]:
         """E = Σ z·g − L(z), of the shape of the batch axes."""
-        return self._per_sample(self.lagrangian.energy, x)
+        return self._over_samples(self._energy, x)
 
-    def __call__(self, x: ArrayLike) -> Array:
-        """[`hopfield_layers.Layer.energy`][]."""
-        return self.energy(x)
-
-    def activation(self, x: ArrayLike) -> Array:
+    def activation(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, "*state"]:
         """g = ∂L/∂z, of the shape of x."""
-        return self._per_sample(self.lagrangian.activation, x)
+        return self._over_samples(self._activation, x)
 
-    def g(self, x: ArrayLike) -> Array:
-        """[`hopfield_layers.Layer.activation`][]."""
-        return self.activation(x)
-
-    def activations(self, x: ArrayLike) -> Array:
-        """[`hopfield_layers.Layer.activation`][], by its name in any model."""
-        return self.activation(x)
-
-    def dEdg(self, x: ArrayLike) -> Array:
+    def dEdg(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, "*state"]:
         """∂E/∂g = z = x − b, of the shape of x."""
-        x = as_state(x, self.shape)
-        return self._shifted(x).astype(x.dtype)
+        return self._over_samples(self._drive, x)
 
-    def energy_bound(self) -> Array:
+    # The name that every model has.
+    activations = activation
+    # The names of HAMUX 0.1, kept for those who come from it; the others are `init_lagrangian`
+    # above and `MakeLayer`.
+    g = activation
+    __call__ = energy
+
+    def energy_bound(self) -> Float[Array, ""]:
         """−L(0), the least energy, attained at x = b."""
-        return 0 - self.lagrangian(jnp.zeros(self.shape))  # and not −0
+        return 0 - self.lagrangian(jnp.zeros(self.shape))  # −L would be −0 where L is 0
 
-    def init_state(self, bs: int | None = None, rng: PRNGKeyArray | None = None) -> Array:
+    def coupled(self, held: Bool[ArrayLike, "*state"]) -> Bool[Array, "*state"]:
+        """The units whose activation depends on a unit of `held`, those of `held` among them."""
+        held, ndim = jnp.asarray(held), len(self.shape)
+        check_last_axes(held.shape, self.shape, "a mask")
+        axes = [axis - ndim for axis in self.lagrangian.coupled_axes(ndim)]
+        return jnp.broadcast_to(jnp.any(held, axis=axes, keepdims=True), held.shape)
+
+    def init_state(
+        self, bs: SupportsIndex | None = None, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
         """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""
-        shape = self.shape if bs is None else as_shape(bs) + self.shape
+        shape = as_batch(bs) + self.shape
         return jnp.zeros(shape) if rng is None else jr.normal(rng, shape)
 
-    def _shifted(self, x: Array) -> Array:
-        z = widened(x)
-        return z if self.bias is None else z - self.bias.astype(z.dtype)
+    # The formulas of one sample in float32 or wider, which a network calls too.
 
-    def _per_sample(self, fn: Callable[[Array], Array], x: ArrayLike) -> Array:
+    def _energy(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
+        return pure(self.lagrangian).energy(self._drive(x))
+
+    def _activation(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return pure(self.lagrangian).activation(self._drive(x))
+
+    def _drive(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return x if self.bias is None else x - self.bias.astype(x.dtype)
+
+    def _over_samples(self, formula: Callable[[Array], Array], x: ArrayLike) -> Array:
         x = as_state(x, self.shape)
-        for _ in range(x.ndim - len(self.shape)):
-            fn = jax.vmap(fn)
-        return fn(self._shifted(x)).astype(x.dtype)
+        return over_samples(formula, widened(x), x.ndim - len(self.shape)).astype(x.dtype)
 
     def __repr__(self) -> str:
         return pformat(self)
-
-
-_LAYER_ARGUMENTS = """**Arguments of the layer:**
-
-- `shape`: the shape of the state, a tuple of sizes or one size.
-- `tau`: the time constant τ > 0, in the units of t.
-- `use_bias`: whether there is a bias b; then x − b stands for x above.
-- `name`: a name for the layer, of no effect.
-- `bias`: the bias b. By default zeros.
-- `key`: a key of `jax.random`, to draw the bias from N(0, 0.02²).
-
-**Returns:**
-
-A [`hopfield_layers.Layer`][]."""
-
-
-def make_layer(
-    lagrangian_factory: Callable[..., Any], name: str | None = None
-) -> Callable[..., Layer]:
-    """Makes a constructor of layers from a Lagrangian's.
-
-    Its signature and documentation show the parameters of the layer and of the Lagrangian.
-
-    **Arguments:**
-
-    - `lagrangian_factory`: a Lagrangian's class, or a function that returns a Lagrangian.
-    - `name`: the name of the constructor. By default that of the factory, without a leading `L`,
-        followed by `Layer`.
-
-    **Returns:**
-
-    A function `(shape, tau=1.0, use_bias=False, name=None, *, <the factory's parameters>,
-    bias=None, key=None)` that returns a [`hopfield_layers.Layer`][].
-
-    **Raises:** `ValueError` if a parameter of the factory has the name of one of the layer's, or
-    can't be given by name; `TypeError` for a Lagrangian instead of its constructor.
-
-    ```python
-    >>> import inspect
-    >>> import hopfield_layers as hl
-    >>> TanhLayer = hl.make_layer(hl.LTanh)
-    >>> TanhLayer(3, beta=2.0)
-    Layer(lagrangian=LTanh(beta=2.0), shape=(3,), tau=1.0, bias=None, name=None)
-    >>> list(inspect.signature(TanhLayer).parameters)
-    ['shape', 'tau', 'use_bias', 'name', 'beta', 'min_beta', 'bias', 'key']
-
-    ```
-    """
-
-    def constructor(shape, tau=1.0, use_bias=False, name=None, *, bias=None, key=None, **kwargs):
-        return Layer(
-            lagrangian_factory, shape, tau, use_bias, True, name, bias=bias, key=key, **kwargs
-        )
-
-    layer_parameters = list(inspect.signature(constructor).parameters.values())[:-1]
-    if isinstance(lagrangian_factory, AbstractLagrangian):
-        raise TypeError(f"Expected a Lagrangian's constructor, got {lagrangian_factory!r}.")
-    parameters = list(inspect.signature(lagrangian_factory).parameters.values())
-    nameless = [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]
-    if nameless:
-        raise ValueError(f"{lagrangian_factory} can't be given {nameless} by name.")
-    parameters = [
-        p.replace(kind=p.KEYWORD_ONLY, annotation=p.empty if p.annotation is Any else p.annotation)
-        for p in parameters
-        if p.kind is not p.VAR_KEYWORD
-    ]
-    taken = {p.name for p in layer_parameters} & {p.name for p in parameters}
-    if taken:
-        raise ValueError(
-            f"{lagrangian_factory} has parameters of the layer's names: {sorted(taken)}."
-        )
-
-    lagrangian_name = getattr(lagrangian_factory, "__name__", repr(lagrangian_factory))
-    constructor.__name__ = name or lagrangian_name.removeprefix("L") + "Layer"
-    constructor.__qualname__ = constructor.__name__
-    constructor.__module__ = getattr(lagrangian_factory, "__module__", __name__)
-    constructor.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
-        [*layer_parameters[:4], *parameters, *layer_parameters[4:]], return_annotation=Layer
-    )
-    about, _, _ = (inspect.getdoc(lagrangian_factory) or "").partition("```python")
-    constructor.__doc__ = f"A layer of `{lagrangian_name}`: {about.strip()}\n\n{_LAYER_ARGUMENTS}\n"
-    return constructor
-
-
-MakeLayer = make_layer
-
-
-def _documented(lagrangian: type[AbstractLagrangian]) -> Callable[..., Layer]:
-    """The constructor of layers of one of the library's own Lagrangians."""
-    constructor = make_layer(lagrangian)
-    constructor.__module__ = __name__
-    constructor.__doc__ = f"""{constructor.__doc__}
-```python
->>> import hopfield_layers as hl
->>> print(hl.{constructor.__name__}((2, 3), tau=0.5).init_state(bs=4).shape)
-(4, 2, 3)
-
-```
-"""
-    return constructor
-
-
-IdentityLayer = _documented(LIdentity)
-RepuLayer = _documented(LRepu)
-ReluLayer = _documented(LRelu)
-PowerLayer = _documented(LPower)
-ExpLayer = _documented(LExp)
-RexpLayer = _documented(LRexp)
-CoshLayer = _documented(LCosh)
-TanhLayer = _documented(LTanh)
-SigmoidLayer = _documented(LSigmoid)
-SoftmaxLayer = _documented(LSoftmax)
-GhostmaxLayer = _documented(LGhostmax)
-SparsemaxLayer = _documented(LSparsemax)
-EntmaxLayer = _documented(LEntmax)
-LayerNormLayer = _documented(LLayerNorm)
-SphericalNormLayer = _documented(LSphericalNorm)

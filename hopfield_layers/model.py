@@ -1,9 +1,20 @@
-"""What the dynamics needs to know of a model."""
+"""What the dynamics needs to know of a model, and the types of the arguments that go with it."""
 
 import abc
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import equinox as eqx
-from jaxtyping import Array, PyTree
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+
+# NumPy's arrays need no conversion: a compiled program takes them faster than JAX's own.
+AnyArray = Array | np.ndarray
+Flow = Literal["state", "activation"]
+# A state, or something of a state's structure, as users pass it: any tree of arrays.
+StateLike = ArrayLike | Mapping[Any, Any] | tuple[Any, ...] | list[Any] | eqx.Module
 
 
 class AbstractEnergyModel(eqx.Module):
@@ -15,16 +26,23 @@ class AbstractEnergyModel(eqx.Module):
     | `model.activations(x)` | g = ∂L/∂x, of the structure and shapes of x |
     | `model.dEdg(x)` | u = ∂E/∂g, likewise |
     | `model.tau` | τ > 0 in units of t, a tree of numbers that is a prefix of x |
+    | `model.coupled(held)` | optional: the units whose activation depends on a unit of `held` |
 
-    The state is any tree of arrays. L must be convex in each: then E falls along both flows of
-    [`hopfield_layers.EnergyFlow`][]. A model whose energy is a scalar for every state has no batch
-    axes.
+    The state is any tree of arrays. L must be a sum of convex functions, one of each array: then E
+    falls along both flows of [`hopfield_layers.EnergyFlow`][]. A model whose energy is a scalar for
+    every state has no batch axes.
+
+    `coupled` takes and returns a tree of booleans of the structure and shapes of x. It says which
+    units may be clamped under the activation flow: a clamp must not hold a unit whose activation
+    depends on one that is free. Without this method all units of an array are taken to depend on
+    one another.
 
     ```python
     >>> import hopfield_layers as hl
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> class Springs(hl.AbstractEnergyModel):
-    ...     stiffness: float
+    ...     stiffness: jax.Array
     ...     tau: float = 1.0
     ...     def energy(self, x):
     ...         return jnp.sum(self.stiffness * x**2, axis=-1) / 2
@@ -32,7 +50,7 @@ class AbstractEnergyModel(eqx.Module):
     ...         return x
     ...     def dEdg(self, x):
     ...         return self.stiffness * x
-    >>> solution = hl.solve(Springs(2.0), jnp.array([1.0, 3.0]), t1=20.0)
+    >>> solution = hl.solve(Springs(jnp.array(2.0)), jnp.array([1.0, 3.0]), t1=20.0)
     >>> print(bool(jnp.all(abs(solution.ys) < 1e-6)))
     True
 
@@ -42,13 +60,13 @@ class AbstractEnergyModel(eqx.Module):
     tau: eqx.AbstractVar[PyTree]
 
     @abc.abstractmethod
-    def energy(self, x: PyTree, /) -> Array:
+    def energy(self, x: PyTree, /) -> Float[Array, "*batch"]:
         """E(x), of the shape of the batch axes."""
 
     @abc.abstractmethod
-    def activations(self, x: PyTree, /) -> PyTree:
+    def activations(self, x: PyTree, /) -> PyTree[Float[Array, "..."]]:
         """g = ∂L/∂x."""
 
     @abc.abstractmethod
-    def dEdg(self, x: PyTree, /) -> PyTree:
+    def dEdg(self, x: PyTree, /) -> PyTree[Float[Array, "..."]]:
         """u = ∂E/∂g."""

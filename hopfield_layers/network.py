@@ -1,28 +1,30 @@
 """Networks of layers and synapses under one energy."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, SupportsIndex, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import ArrayLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from ._arrays import as_state, widened
+from ._conversion import as_state, over_samples, wide_dtype
 from .lagrangians.base import pformat
 from .layers import Layer
 from .model import AbstractEnergyModel
-from .synapses import as_synapse
+from .synapses.base import as_synapse, HasEnergy, pure_energy, SynapseLike
 
 
-State = dict[str, Array]
+State = dict[str, Float[Array, "..."]]
+NamedArrays = Mapping[str, Shaped[ArrayLike, "..."]]
+_T = TypeVar("_T")
 
 
 class Connection(NamedTuple):
-    """A synapse at work: the layers it joins, in its order, by name."""
+    """The names of the layers that a synapse joins, in the order of its arguments."""
 
     layers: tuple[str, ...]
     synapse: str
@@ -33,8 +35,13 @@ class HAM(AbstractEnergyModel):
     """A hierarchical associative memory: E = Σ layers E(x) + Σ connections E_s(g₁, g₂, …).
 
     Its state is a dict of arrays, one per layer, of shape `(*batch, *shape)` each, with any number
-    of batch axes, the same in all layers. ∂E/∂g = (x − b) + ∂E_s/∂g by the Legendre transform: one
-    reverse pass over the synapses and none over the layers. Every method keeps the state's dtype.
+    of batch axes, the same in all layers. ∂E/∂g = (x − b) + ∂E_s/∂g by the Legendre transform, so
+    that only the synapses are differentiated. Every method keeps the state's dtype.
+
+    A layer's bias b moves the state at which it rests and not the activation there, which is that
+    of z = x − b = I − ∂E_s/∂g. A trainable threshold is a [`hopfield_layers.BiasSynapse`][].
+
+    As for a layer, `jax.jit(ham.energy)` fails: write `equinox.filter_jit(ham.energy)`.
 
     **Arguments:**
 
@@ -45,10 +52,10 @@ class HAM(AbstractEnergyModel):
         their weights are then shared. A third entry names the connection; by default it is
         `"synapse(layer, ...)"`.
 
-    **Raises:** `TypeError` for what is no layer or synapse; `ValueError` for connections with
-    unknown names, or the same name, or whose synapse doesn't take the layers' activations or
-    doesn't return a real scalar; every method, for a state with missing, unknown or misshapen
-    entries or with different batch axes.
+    **Raises:** `TypeError` for something that is not a layer or synapse; `ValueError` for
+    connections with unknown names, or the same name, or whose synapse doesn't take the layers'
+    activations or doesn't return a real scalar; every method, for a state with missing, unknown or
+    misshapen entries or with different batch axes.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Krotov, "Hierarchical associative memory",
     arXiv:2107.06446; Hoover et al., "A universal abstraction for hierarchical Hopfield networks"
@@ -76,15 +83,23 @@ class HAM(AbstractEnergyModel):
     """
 
     layers: dict[str, Layer]
-    synapses: dict[str, Any]
+    synapses: dict[str, HasEnergy]
     connections: tuple[Connection, ...] = eqx.field(static=True)
+    _order: tuple[str, ...] = eqx.field(static=True)
 
-    def __init__(self, layers: dict[str, Layer], synapses: dict[str, Any], connections: Any):
-        # In the order that jax gives dicts, so that it can't change what is added up first.
-        self.layers = dict(sorted(_by_name("layers", layers).items()))
-        synapses = dict(sorted(_by_name("synapses", synapses).items()))
-        self.synapses = {name: _named(name, synapse) for name, synapse in synapses.items()}
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        synapses: Mapping[str, SynapseLike],
+        connections: Iterable[Sequence[str | Sequence[str]]],
+    ):
+        _check_names("layers", layers)
+        _check_names("synapses", synapses)
+        # Sorted, as JAX sorts the keys of dicts: the order of summation then never changes.
+        self.layers = dict(sorted(layers.items()))
+        self.synapses = {name: _as_named_synapse(name, synapses[name]) for name in sorted(synapses)}
         self.connections = tuple(map(_as_connection, connections))
+        self._order = tuple(layers)
 
     def __check_init__(self):
         if not self.layers:
@@ -103,99 +118,121 @@ class HAM(AbstractEnergyModel):
 
     def _check(self, connection: Connection) -> None:
         """Raises an error unless the connection's synapse gives an energy of its layers."""
-        here = f"Connection {connection.name!r}"
+        label = f"Connection {connection.name!r}"
         for kind, known, names in (
             ("layer", self.layers, connection.layers),
             ("synapse", self.synapses, (connection.synapse,)),
         ):
             unknown = [name for name in names if name not in known]
             if unknown:
-                raise ValueError(f"{here}: no {kind} {unknown[0]!r}, there are {list(known)}.")
+                raise ValueError(f"{label}: no {kind} {unknown[0]!r}, there are {list(known)}.")
         shapes = {name: self.layers[name].shape for name in connection.layers}
-        gs = [
-            jax.ShapeDtypeStruct(shapes[name], jnp.result_type(float)) for name in connection.layers
-        ]
+        synapse = self.synapses[connection.synapse]
+
+        def energy_of_zeros():
+            return synapse.energy(*(self.layers[name].init_state() for name in connection.layers))
+
         try:
-            energy = jax.eval_shape(lambda *gs: self.synapses[connection.synapse].energy(*gs), *gs)
+            energy = jax.eval_shape(energy_of_zeros)
         except Exception as error:
             raise ValueError(
-                f"{here}: the synapse doesn't take the activations of layers of shapes {shapes}: "
+                f"{label}: the synapse doesn't take the activations of layers of shapes {shapes}: "
                 f"{error}"
             ) from error
-        if not isinstance(energy, jax.ShapeDtypeStruct):
-            raise ValueError(f"{here}: expected a real scalar as the energy, got {energy!r}.")
-        if energy.shape != () or not jnp.issubdtype(energy.dtype, jnp.floating):
-            got = f"{energy.dtype}{list(energy.shape)}"
-            raise ValueError(f"{here}: expected a real scalar as the energy, got {got}.")
+        array = isinstance(energy, jax.ShapeDtypeStruct)
+        if not array or energy.shape != () or not jnp.issubdtype(energy.dtype, jnp.floating):
+            got = f"{energy.dtype}{list(energy.shape)}" if array else repr(energy)
+            raise ValueError(f"{label}: expected a real scalar as the energy, got {got}.")
 
     @property
-    def tau(self) -> dict[str, Array]:
+    def tau(self) -> State:
         """The time constant of each layer."""
         return {name: layer.tau for name, layer in self.layers.items()}
 
-    def energy(self, xs: dict[str, ArrayLike]) -> Array:
+    def energy(self, xs: NamedArrays) -> Float[Array, "*batch"]:
         """E, of the shape of the batch axes."""
-        states, batch, dtype = self._checked(xs)
-        parts = jax.tree.leaves(self._energies(states, batch))
-        return functools.reduce(jnp.add, parts).astype(dtype)
+        states = self._checked(xs)
+        return self._over_samples(self._energy, states).astype(jnp.result_type(*states.values()))
 
-    def energies(self, xs: dict[str, ArrayLike]) -> dict[str, dict[str, Array]]:
+    def energies(self, xs: NamedArrays) -> dict[str, dict[str, Float[Array, "*batch"]]]:
         """`{"layers": {name: E}, "connections": {name: E}}`, which add up to the energy."""
-        states, batch, dtype = self._checked(xs)
-        return jax.tree.map(lambda energy: energy.astype(dtype), self._energies(states, batch))
+        states = self._checked(xs)
+        dtype = jnp.result_type(*states.values())
+        energies = self._over_samples(self._energies, states)
+        return jax.tree.map(lambda energy: energy.astype(dtype), energies)
 
-    def activations(self, xs: dict[str, ArrayLike]) -> State:
+    def activations(self, xs: NamedArrays) -> State:
         """g of each layer, of the shape of its x."""
-        states, _, _ = self._checked(xs)
-        return self._activations(states)
+        states = self._checked(xs)
+        return _in_dtypes_of(states, self._over_samples(self._activations, states))
 
-    def dEdg(self, xs: dict[str, ArrayLike]) -> State:
+    def dEdg(self, xs: NamedArrays) -> State:
         """∂E/∂g = (x − b) + ∂E_s/∂g of each layer, of the shape of its x."""
-        states, batch, _ = self._checked(xs)
-        wide = jax.tree.map(widened, states)
-        slope = jax.grad(lambda gs: sum(self._synaptic(gs).values(), 0.0))
-        slopes = _batched(slope, batch)(self._activations(wide))
-        return {
-            name: (layer.dEdg(wide[name]) + slopes[name]).astype(states[name].dtype)
-            for name, layer in self.layers.items()
-        }
+        states = self._checked(xs)
+        return _in_dtypes_of(states, self._over_samples(self._drive, states))
 
-    def init_states(self, bs: int | None = None, rng: PRNGKeyArray | None = None) -> State:
+    def coupled(self, held: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
+        """The units whose activation depends on a unit of `held`, which may leave out layers."""
+        unknown = [name for name in held if name not in self.layers]
+        if unknown:
+            raise ValueError(f"no layer {unknown[0]!r}, there are {list(self._order)}.")
+        return {name: self.layers[name].coupled(mask) for name, mask in held.items()}
+
+    def init_states(
+        self, bs: SupportsIndex | None = None, rng: PRNGKeyArray | None = None
+    ) -> State:
         """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""
         keys = [None] * len(self.layers) if rng is None else jr.split(rng, len(self.layers))
-        named = zip(self.layers.items(), keys, strict=True)
-        return {name: layer.init_state(bs, key) for (name, layer), key in named}
+        return {
+            name: layer.init_state(bs, key)
+            for (name, layer), key in zip(self.layers.items(), keys, strict=True)
+        }
 
-    def _checked(self, xs: dict[str, ArrayLike]) -> tuple[State, tuple[int, ...], Any]:
-        """The states as arrays, their batch axes and the dtype of energies."""
-        names = set(xs) if type(xs) is dict else None  # of other kinds trees don't fit
+    def _checked(self, xs: NamedArrays) -> State:
+        """The states as arrays, or an error if they are not those of the layers."""
+        names = set(xs) if type(xs) is dict else None  # JAX takes other mappings for other trees
         if names != set(self.layers):
             got = repr(xs) if names is None else f"one of {sorted(names, key=str)}"
             raise ValueError(
-                f"Expected a state of the layers {list(self.layers)}, a dict of arrays, got {got}."
+                f"Expected a state of the layers {list(self._order)}, a dict of arrays, got {got}."
             )
         states, batches = {}, {}
         for name, layer in self.layers.items():
             x = states[name] = as_state(xs[name], layer.shape, f" of layer {name!r}")
             batches[name] = x.shape[: x.ndim - len(layer.shape)]
-        batch = next(iter(batches.values()))
-        if any(other != batch for other in batches.values()):
+        if len(set(batches.values())) > 1:
             raise ValueError(f"Expected the same batch axes in all layers, got {batches}.")
-        return states, batch, jnp.result_type(*states.values())
+        return states
 
-    def _activations(self, states: State) -> State:
-        return {name: layer.activation(states[name]) for name, layer in self.layers.items()}
+    def _over_samples(self, formula: Callable[[State], _T], states: State) -> _T:
+        """`formula` of every sample, all layers in one dtype, float32 or wider."""
+        dtype = wide_dtype(jnp.result_type(*states.values()))
+        wide = {name: x.astype(dtype) for name, x in states.items()}
+        name, layer = next(iter(self.layers.items()))
+        return over_samples(formula, wide, wide[name].ndim - len(layer.shape))
 
-    def _energies(self, states: State, batch: tuple[int, ...]) -> dict[str, dict[str, Array]]:
-        wide = jax.tree.map(widened, states)
-        layers = {name: layer.energy(wide[name]) for name, layer in self.layers.items()}
-        connections = _batched(self._synaptic, batch)(self._activations(wide))
-        return {"layers": layers, "connections": connections}
+    # The formulas of one sample, whose layers are all of one dtype, float32 or wider.
 
-    def _synaptic(self, gs: State) -> dict[str, Array]:
-        """The energy of each connection, of one sample."""
+    def _activations(self, xs: State) -> State:
+        return {name: layer._activation(xs[name]) for name, layer in self.layers.items()}
+
+    def _energies(self, xs: State) -> dict[str, dict[str, Array]]:
+        layers = {name: layer._energy(xs[name]) for name, layer in self.layers.items()}
+        return {"layers": layers, "connections": self._connection_energies(self._activations(xs))}
+
+    def _energy(self, xs: State) -> Array:
+        return functools.reduce(jnp.add, jax.tree.leaves(self._energies(xs)))
+
+    def _drive(self, xs: State) -> State:
+        def synaptic_energy(gs):
+            return sum(self._connection_energies(gs).values(), 0.0)
+
+        slopes = jax.grad(synaptic_energy)(self._activations(xs))
+        return {name: layer._drive(xs[name]) + slopes[name] for name, layer in self.layers.items()}
+
+    def _connection_energies(self, gs: State) -> dict[str, Array]:
         return {
-            connection.name: self.synapses[connection.synapse].energy(
+            connection.name: pure_energy(self.synapses[connection.synapse])(
                 *(gs[name] for name in connection.layers)
             )
             for connection in self.connections
@@ -204,43 +241,40 @@ class HAM(AbstractEnergyModel):
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)))
         lines = [f"HAM with {count:,} parameters"]
-        for name, layer in self.layers.items():
-            about = f"shape={layer.shape}, tau={pformat(layer.tau)}"
-            lines.append(f"layer {name}: {pformat(layer.lagrangian)}, {about}")
+        for name in sorted(self.layers, key=self._order.index):
+            layer = self.layers[name]
+            numbers = f"shape={layer.shape}, tau={pformat(layer.tau)}"
+            lines.append(f"layer {name}: {pformat(layer.lagrangian)}, {numbers}")
         for connection in self.connections:
             kind = type(self.synapses[connection.synapse]).__name__
             lines.append(f"connection {connection.name}: {kind}")
         return "\n  ".join(lines)
 
 
-def _batched(fn: Callable[..., Any], batch: tuple[int, ...]) -> Callable[..., Any]:
-    for _ in batch:
-        fn = jax.vmap(fn)
-    return fn
+def _in_dtypes_of(states: State, results: State) -> State:
+    return {name: result.astype(states[name].dtype) for name, result in results.items()}
 
 
-def _by_name(what: str, items: Any) -> dict[str, Any]:
+def _check_names(kind: str, items: object) -> None:
     if not isinstance(items, dict) or not all(isinstance(name, str) for name in items):
-        raise TypeError(f"Expected {what} to be a dict by name, got {items!r}.")
-    return items
+        raise TypeError(f"Expected {kind} to be a dict by name, got {items!r}.")
 
 
-def _named(name: str, synapse: Any) -> Any:
+def _as_named_synapse(name: str, synapse: SynapseLike) -> HasEnergy:
     try:
         return as_synapse(synapse)
     except TypeError as error:
         raise TypeError(f"Synapse {name!r}: {error}") from error
 
 
-def _as_connection(entry: Any) -> Connection:
+def _as_connection(entry: Sequence[str | Sequence[str]]) -> Connection:
     """`((layer, ...), synapse)` or `((layer, ...), synapse, name)` as a connection."""
-    parts = list(entry) if isinstance(entry, tuple | list) else []
-    layers = tuple(parts[0]) if parts and isinstance(parts[0], tuple | list) else ()
-    names = [*layers, *parts[1:]]
-    if len(parts) not in (2, 3) or not layers or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            "Expected a connection ((layer, ...), synapse) or ((layer, ...), synapse, name), by "
-            f"name, got {entry!r}."
-        )
-    default = f"{parts[1]}({', '.join(layers)})"
-    return Connection(layers, parts[1], parts[2] if len(parts) == 3 else default)
+    match entry:
+        case ([*layers], str(synapse), *label) if layers and len(label) <= 1:
+            if all(isinstance(name, str) for name in (*layers, *label)):
+                default = f"{synapse}({', '.join(layers)})"
+                return Connection(tuple(layers), synapse, str(label[0]) if label else default)
+    raise ValueError(
+        "Expected a connection ((layer, ...), synapse) or ((layer, ...), synapse, name), by name, "
+        f"got {entry!r}."
+    )

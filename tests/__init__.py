@@ -1,0 +1,51 @@
+"""The tests of hopfield_layers.
+
+Run all of them with `pytest`, one file with `pytest tests/test_solve.py`, one law of one instance
+with `pytest tests/test_laws.py -k "gradients and softmax"`, and programs compiled as users compile
+them with `XLA_FLAGS= pytest`. Tests never import benchmarks; benchmarks may import from here.
+
+What each file tests:
+
+| the mathematics | |
+|---|---|
+| `test_accuracy` | L, g and E of every Lagrangian are within a few ulps of mpmath |
+| `test_laws` | the laws of `hopfield_layers.testing` hold for every instance |
+| `test_reference` | the numbers are those of HAMUX 0.1.0, the system that this library ports |
+| `test_energy_transformer` | the example's block is that of the paper |
+| `test_retrieval` | memories retrieve as much as was published |
+
+| the parts | |
+|---|---|
+| `test_layers` | layers: constructors, shapes, dtypes, biases and errors |
+| `test_synapses` | synapses: formulas, derivatives, masks, weights and errors |
+| `test_network` | networks: energies, gradients, dynamics and errors |
+| `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
+| `test_floors` | parameters out of their domain act as its edge, and training brings them back |
+
+| the dynamics | |
+|---|---|
+| `test_solve` | solutions are SciPy's, and every solver and option of Diffrax works |
+| `test_relax` | relaxations reach fixed points, say whether they did, and have right derivatives |
+| `test_clamp` | clamped units keep their values; masks that would let the energy rise are errors |
+| `test_descent` | under `energy_descent` no accepted step raises the energy |
+| `test_exponential` | the exponential solvers have their orders, and are exact in the leak |
+
+| the tools and the house | |
+|---|---|
+| `test_testing` | the laws reject every wrong model of `zoo`, by the right name |
+| `test_plotting` | pictures show the right numbers |
+| `test_messages` | wrong arguments are errors that say what to write instead |
+| `test_docs` | docstrings and README run, and name everything that is public |
+| `test_costs` | products, memory, evaluations and compilations are as few as they should be |
+| `test_house` | imports, types, sizes and classes keep the rules of the house |
+
+| helpers | |
+|---|---|
+| `instances` | one of everything, for the laws to run over |
+| `zoo` | wrong models, with the law that each breaks |
+| `accuracy` | the exact values, and the errors in ulps |
+| `compiling` | programs optimized as users compile them |
+| `counting` | how often a run evaluates ∂E/∂g |
+| `solutions` | the saved states and times of a solution |
+| `wrong_calls` | calls that pyright must flag; `.ci/check_wrong_calls.py` checks that it does |
+"""

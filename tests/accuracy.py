@@ -12,7 +12,7 @@ from mpmath import mpf
 
 import hopfield_layers as hl
 
-from .compiling import OPTIMIZED
+from .compiling import optimized
 
 
 mp: Any = mpmath.mp  # its functions have no types
@@ -202,7 +202,7 @@ def exact(lagrangian: hl.AbstractLagrangian, z: list[mpf], dtype: Any) -> Exact:
     return Exact(mp.fsum(value), list(g), hessian)
 
 
-@eqx.filter_jit(compiler_options=OPTIMIZED)
+@optimized
 def _results(lagrangian, states):
     return jax.vmap(lambda z: (lagrangian(z), lagrangian.activation(z), lagrangian.energy(z)))(
         states
@@ -294,8 +294,8 @@ def rows(
         for magnitude in (1e-30, 1e-15, 1e-6, 1e-3, 0.1, 1.0, 5.0, 30.0, 1e3, 1e10, 1e30, most / 9):
             yield magnitude * scale * random.normal(size=size)
         for offset in (1e6, -1e6, 1e3, -30.0, 30.0):
-            for spread in (0.1, 3.0):
-                yield offset + spread * scale * random.normal(size=size)
+            for width in (0.1, 3.0):
+                yield offset + width * scale * random.normal(size=size)
         for _ in range(4):  # ties
             yield scale * np.round(random.normal(size=size))
             yield scale * random.choice([0.0, -1.0], size)

@@ -1,8 +1,42 @@
-"""How single programs are compiled as users do, where the flags of the tests don't optimize."""
+"""Programs compiled as users compile them, although the flags of the tests don't optimize."""
 
 import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+from jax.stages import Compiled
 
 
-OPTIMIZED = {}
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+OPTIMIZED: dict[str, Any] = {}
 if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", ""):
-    OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    OPTIMIZED |= {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+
+
+def compiled(fn: Callable[..., Any], *arguments: Any) -> Compiled:
+    """`fn`, optimized for these arguments, which are arrays or their shapes."""
+    return jax.jit(fn, compiler_options=OPTIMIZED).lower(*arguments).compile()
+
+
+def optimized(fn: Callable[Params, Result]) -> Callable[Params, Result]:
+    """`fn` under Equinox's jit, optimized."""
+    # The overloads of filter_jit leave out the keywords that it passes on to jax.jit.
+    return eqx.filter_jit(fn, compiler_options=OPTIMIZED)  # pyright: ignore[reportCallIssue]
+
+
+def program_text(program: Compiled) -> str:
+    """The program in XLA's language, to count its operations."""
+    text = program.as_text()
+    assert text is not None
+    return text
+
+
+def temporary_bytes(program: Compiled) -> int:
+    """The memory that the program takes besides its arguments and results."""
+    analysis = program.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes

@@ -3,14 +3,16 @@ import os
 import equinox as eqx
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 
 jax.config.update("jax_enable_x64", True)
 
-# A test runs its programs once, and nine tenths of its time are their compilation: XLA does it in
-# half the time without optimizing. The tests of the last digits optimize, and with XLA_FLAGS= all
-# do. Not every release of XLA knows these flags, and it refuses to start with unknown ones.
+# A test runs each of its programs once, so that compilation takes nine tenths of the time, and XLA
+# compiles in half of it without optimizing. The tests of the last digits ask for optimization
+# (compiling.py); with `XLA_FLAGS= pytest` all programs are optimized. The flags are for these
+# releases of JAX alone, as XLA refuses to start with a flag that it doesn't know.
 FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 flags = os.environ.get("XLA_FLAGS")
 if flags != "" and FAST not in (flags or "") and (0, 10) <= jax.__version_info__ < (0, 11):
@@ -21,29 +23,26 @@ def pytest_report_header():
     return f"XLA_FLAGS: {os.environ.get('XLA_FLAGS')}"
 
 
-# Compiling falls into the first example, so no deadlines; the same examples in every run.
+# No deadlines, as the first example includes compilation; and the same examples in every run.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("suite")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _count_of_tests():
-    return [0]
+TESTS_RUN = pytest.StashKey[int]()
 
 
-@pytest.fixture(autouse=True)
-def _few_programs_in_memory(_count_of_tests):
-    """Thousands of compiled programs would take all of it."""
-    yield
-    _count_of_tests[0] += 1
-    if _count_of_tests[0] % 100 == 0:
+def pytest_runtest_teardown(item):
+    """Frees the compiled programs of every hundred tests: thousands would fill the memory."""
+    count = item.config.stash.get(TESTS_RUN, 0) + 1
+    item.config.stash[TESTS_RUN] = count
+    if count % 100 == 0:
         jax.clear_caches()
         eqx.clear_caches()
 
 
 @pytest.fixture
 def compilations():
-    """The compilations so far."""
+    """A list that grows by one entry with every compilation."""
     count = []
 
     def listen(event, duration_secs, **_):
@@ -53,3 +52,15 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield count
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def unchecked_types():
+    """Switches the runtime type checks off, for tests of the library's own errors.
+
+    The checks would raise before the library sees an argument of the wrong type.
+    """
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -1,10 +1,14 @@
-"""One of everything, for the laws to run over."""
+"""Lagrangians, layers, synapses, models and networks of every kind, for tests over all of them."""
+
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Array, PyTree
 
 import hopfield_layers as hl
 
@@ -12,7 +16,7 @@ import hopfield_layers as hl
 SHAPE = (3, 4)
 
 
-def soft_absolute(x):
+def soft_absolute(x: Array) -> Array:
     return jnp.sum(jnp.sqrt(1 + x**2))
 
 
@@ -37,10 +41,10 @@ LAGRANGIANS = {
     "entmax 2.5": hl.LEntmax(alpha=2.5, axis=0),
     "layer norm": hl.LLayerNorm(gamma=1.2, delta=0.3),
     "spherical norm": hl.LSphericalNorm(gamma=0.8, delta=jnp.array([0.1, -0.2, 0.0, 0.3])),
-    "callable": hl.as_lagrangian(soft_absolute),
+    "callable": hl.as_lagrangian(soft_absolute, coupled_axes=()),
 }
 
-# Other parameters of kinds that are there already, for the laws of Lagrangians alone.
+# Further parameters of Lagrangians that are there already: these have no layer.
 VARIANTS = ("power 2", "entmax 1.1")
 
 LAYERS = {
@@ -58,17 +62,21 @@ LAYERS = {
 class Network(hl.AbstractEnergyModel):
     """Two layers joined by −g₁·W·g₂, as a user might write it."""
 
-    layers: dict
-    W: jax.Array
+    layers: dict[str, hl.Layer]
+    W: Array
+
+    def __init__(self, layers: dict[str, hl.Layer], W: Array):
+        self.layers = layers
+        self.W = W
 
     @property
-    def tau(self):
+    def tau(self) -> dict[str, Array]:
         return {name: layer.tau for name, layer in self.layers.items()}
 
     def energy(self, x):
         g = self.activations(x)
-        own = sum(layer.energy(x[name]) for name, layer in self.layers.items())
-        return own - jnp.einsum("...i,ij,...j->...", g["a"], self.W, g["b"])
+        energies = [layer.energy(x[name]) for name, layer in self.layers.items()]
+        return sum(energies, -jnp.einsum("...i,ij,...j->...", g["a"], self.W, g["b"]))
 
     def activations(self, x):
         return {name: layer.g(x[name]) for name, layer in self.layers.items()}
@@ -77,14 +85,18 @@ class Network(hl.AbstractEnergyModel):
         g, z = self.activations(x), {n: layer.dEdg(x[n]) for n, layer in self.layers.items()}
         return {"a": z["a"] - g["b"] @ self.W.T, "b": z["b"] - g["a"] @ self.W}
 
+    def coupled(self, held: PyTree) -> PyTree:
+        """The units whose activation depends on a held one, as each layer declares them."""
+        return {name: layer.coupled(held[name]) for name, layer in self.layers.items()}
 
-def network(a, b, scale=1.0):
+
+def network(a: hl.Layer, b: hl.Layer, scale: float = 1.0) -> Network:
     """A `Network` of these layers, with W from N(0, scale²)."""
     return Network({"a": a, "b": b}, scale * jr.normal(jr.key(0), a.shape + b.shape))
 
 
-def two_layers(dtype):
-    """784 tanh units with τ = 1 and 1000 softmax units with τ = 0.1, and where to start."""
+def two_layers(dtype) -> tuple[Network, dict[str, Array]]:
+    """784 tanh units with τ = 1, joined to 1000 softmax units with τ = 0.1, and their x0."""
     W = 6 / 28 * jr.normal(jr.key(0), (784, 1000), dtype)
     layers = {"a": hl.TanhLayer(784), "b": hl.SoftmaxLayer(1000, beta=5.0, tau=0.1)}
     noise = jr.normal(jr.key(1), (784,), dtype)
@@ -94,9 +106,9 @@ def two_layers(dtype):
 class Memory(hl.AbstractEnergyModel):
     """A modern Hopfield memory: identity units with −lse(β X g)/β."""
 
-    patterns: jax.Array
-    beta: jax.Array
-    tau: jax.Array
+    patterns: Array
+    beta: Array
+    tau: Array
 
     def energy(self, x):
         scores = self.beta * x @ self.patterns.T
@@ -110,11 +122,11 @@ class Memory(hl.AbstractEnergyModel):
 
 
 class Springs(hl.AbstractEnergyModel):
-    """E = Σ k (x − c)²/2 − 5. For k > 2 the point that the leak heads for is further off than x."""
+    """E = Σ k (x − c)²/2 − 5. For k > 2 the update x − u is further from c than x is."""
 
-    stiffness: jax.Array
-    centre: jax.Array
-    tau: jax.Array
+    stiffness: Array
+    centre: Array
+    tau: Array
 
     def energy(self, x):
         return jnp.sum(self.stiffness * (x - self.centre) ** 2, axis=-1) / 2 - 5
@@ -138,119 +150,138 @@ NETWORKS = {
     "springs": Springs(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 0.0, -2.0]), jnp.array(0.5)),
 }
 
-RNG = np.random.default_rng(20)
+Draw = Callable[..., Array]
 
 
-def normal(scale, *shape):
-    """Drawn by numpy, which compiles nothing."""
-    return jnp.asarray(scale * RNG.normal(size=shape))
+def draws(seed: int) -> Draw:
+    """A function of a scale and a shape that draws from N(0, scale²): by NumPy, which compiles
+    nothing.
+    """
+    rng = np.random.default_rng(seed)
+
+    def normal(scale: float, *shape: int) -> Array:
+        return jnp.asarray(scale * rng.normal(size=shape))
+
+    return normal
 
 
-CAUSAL = jnp.tril(jnp.ones((4, 5), bool), -1)  # the first query has no key
-SYNAPSES = {
-    "dense, one layer": hl.DenseSynapse([(2, 3)], W=normal(1.0, 6)),
-    "dense": hl.DenseSynapse([(2, 3), 4], W=normal(1.0, 6, 4)),
-    "dense, three layers": hl.DenseSynapse([3, (2, 2), 2], W=normal(1.0, 3, 4, 2)),
-    "hidden": hl.HiddenSynapse([(2, 3), 4], 5, Ws=[normal(1.0, 6, 5), normal(1.0, 4, 5)]),
-    "memory": hl.HiddenSynapse.from_patterns(normal(1.0, 5, 2, 3), hl.LSoftmax(beta=1.3)),
-    "hidden tensor": hl.HiddenTensorSynapse(
-        [(2, 2), 3],
-        4,
-        num_heads=2,
-        hidden_lagrangian=hl.LSoftmax(),
-        W=normal(1.0, 2, 4, 4, 3),
-    ),
-    "convolution": hl.ConvSynapse([(5, 4, 2), (5, 4, 3)], 3, kernel=normal(1.0, 3, 3, 2, 3)),
-    "convolution, pooled": hl.ConvSynapse(
-        [(5, 6, 2), (2, 3, 3)], (2, 3), pool="max", kernel=normal(1.0, 2, 3, 2, 3)
-    ),
-    "attention": hl.AttentionSynapse(
-        [(2, 2, 3), (5, 4)],
-        num_heads=2,
-        zspace_dim=3,
-        hidden_lagrangian=hl.LSoftmax(beta=0.8),
-        Wq=normal(0.7, 3, 2, 3),
-        Wk=normal(0.7, 4, 2, 3),
-    ),
-    "attention, masked": hl.AttentionSynapse(
-        [(4, 3), (5, 4)],
-        num_heads=2,
-        zspace_dim=3,
-        mask=CAUSAL,
-        Wq=normal(0.7, 3, 2, 3),
-        Wk=normal(0.7, 4, 2, 3),
-    ),
-    "self-attention": hl.SelfAttentionSynapse(
-        (4, 3), zspace_dim=2, Wq=normal(0.7, 3, 1, 2), Wk=normal(0.7, 3, 1, 2)
-    ),
-    "mixer": hl.MixerSynapse(
-        [(5, 3), (5, 2)], num_heads=2, zspace_dim=3, W=normal(0.5, 2, 3, 3, 2)
-    ),
-    "bias": hl.BiasSynapse((2, 3), b=normal(1.0, 2, 3)),
-}
+CAUSAL = jnp.tril(jnp.ones((4, 5), bool), -1)  # the first query sees no key
+
+
+def _synapses(normal: Draw) -> dict[str, Any]:
+    """One synapse of each kind, and of the kinds with options several."""
+    return {
+        "dense, one layer": hl.DenseSynapse([(2, 3)], W=normal(1.0, 6)),
+        "dense": hl.DenseSynapse([(2, 3), 4], W=normal(1.0, 6, 4)),
+        "dense, three layers": hl.DenseSynapse([3, (2, 2), 2], W=normal(1.0, 3, 4, 2)),
+        "hidden": hl.HiddenSynapse([(2, 3), 4], 5, Ws=[normal(1.0, 6, 5), normal(1.0, 4, 5)]),
+        "memory": hl.HiddenSynapse.from_patterns(normal(1.0, 5, 2, 3), hl.LSoftmax(beta=1.3)),
+        "hidden tensor": hl.HiddenTensorSynapse(
+            [(2, 2), 3],
+            4,
+            num_heads=2,
+            hidden_lagrangian=hl.LSoftmax(),
+            W=normal(1.0, 2, 4, 4, 3),
+        ),
+        "convolution": hl.ConvSynapse([(5, 4, 2), (5, 4, 3)], 3, kernel=normal(1.0, 3, 3, 2, 3)),
+        "convolution, pooled": hl.ConvSynapse(
+            [(5, 6, 2), (2, 3, 3)], (2, 3), pool="max", kernel=normal(1.0, 2, 3, 2, 3)
+        ),
+        "attention": hl.AttentionSynapse(
+            [(2, 2, 3), (5, 4)],
+            num_heads=2,
+            zspace_dim=3,
+            hidden_lagrangian=hl.LSoftmax(beta=0.8),
+            Wq=normal(0.7, 3, 2, 3),
+            Wk=normal(0.7, 4, 2, 3),
+        ),
+        "attention, masked": hl.AttentionSynapse(
+            [(4, 3), (5, 4)],
+            num_heads=2,
+            zspace_dim=3,
+            mask=CAUSAL,
+            Wq=normal(0.7, 3, 2, 3),
+            Wk=normal(0.7, 4, 2, 3),
+        ),
+        "self-attention": hl.SelfAttentionSynapse(
+            (4, 3), zspace_dim=2, Wq=normal(0.7, 3, 1, 2), Wk=normal(0.7, 3, 1, 2)
+        ),
+        "mixer": hl.MixerSynapse(
+            [(5, 3), (5, 2)], num_heads=2, zspace_dim=3, W=normal(0.5, 2, 3, 3, 2)
+        ),
+        "bias": hl.BiasSynapse((2, 3), b=normal(1.0, 2, 3)),
+    }
+
+
+SYNAPSES = _synapses(draws(20))
 
 
 class Repulsion(eqx.Module):
     """An energy as a user might write it: ½ k Σ (g₁ + g₂)²."""
 
-    strength: jax.Array
+    strength: Array
 
     def energy(self, g1, g2):
         return self.strength * jnp.sum((g1 + g2) ** 2) / 2
 
 
-def ripple(g):
+def ripple(g: Array) -> Array:
     return 0.3 * jnp.sum(jnp.cos(2 * g))
 
 
-HAMS = {
-    "pair": hl.HAM(
-        {
-            "x": hl.IdentityLayer(6, bias=normal(0.3, 6)),
-            "h": hl.SoftmaxLayer(4, beta=2.0, tau=0.1, bias=normal(0.3, 4)),
-        },
-        {"W": hl.DenseSynapse([6, 4], W=normal(1.0, 6, 4))},
-        [(("x", "h"), "W")],
-    ),
-    "convolutional": hl.HAM(
-        {
-            "pixels": hl.TanhLayer((4, 4, 1), beta=1.5, bias=normal(0.3, 4, 4, 1)),
-            "features": hl.SigmoidLayer((2, 2, 3), beta=2.0, tau=0.5),
-            "label": hl.SoftmaxLayer(3, tau=0.2, bias=normal(0.3, 3)),
-        },
-        {
-            "kernel": hl.ConvSynapse(
-                [(4, 4, 1), (2, 2, 3)], 3, pool="avg", kernel=normal(0.5, 3, 3, 1, 3)
-            ),
-            "readout": hl.DenseSynapse([(2, 2, 3), 3], W=normal(0.5, 12, 3)),
-        },
-        [(("pixels", "features"), "kernel"), (("features", "label"), "readout")],
-    ),
-    "transformer": hl.HAM(
-        {"tokens": hl.LayerNormLayer((4, 3), delta=0.2, bias=normal(0.3, 4, 3))},
-        {
-            "attention": SYNAPSES["self-attention"],
-            "memory": hl.HiddenSynapse([(4, 3)], 7, Ws=[normal(0.5, 12, 7)]),
-        },
-        [(("tokens",), "attention"), (("tokens",), "memory")],
-    ),
-    "shared": hl.HAM(
-        {
-            "a": hl.TanhLayer(3, bias=normal(0.3, 3)),
-            "b": hl.SigmoidLayer(3, tau=jnp.array([0.3, 1.0, 3.0])),
-            "c": hl.GhostmaxLayer(3, tau=2.0),
-            "unused": hl.ReluLayer((2, 2), bias=normal(0.3, 2, 2)),
-        },
-        {
-            "triple": hl.DenseSynapse([3, 3, 3], W=normal(1.0, 3, 3, 3)),
-            "repulsion": Repulsion(jnp.array(0.7, float)),
-            "ripple": ripple,
-        },
-        [
-            (("a", "b", "c"), "triple"),
-            (("a", "b"), "repulsion"),
-            (("b", "c"), "repulsion", "between b and c"),
-            (["b"], "ripple"),
-        ],
-    ),
-}
+def _hams(normal: Draw) -> dict[str, Any]:
+    """Networks with every kind of connection."""
+    return {
+        "pair": hl.HAM(
+            {
+                "x": hl.IdentityLayer(6, bias=normal(0.3, 6)),
+                "h": hl.SoftmaxLayer(4, beta=2.0, tau=0.1, bias=normal(0.3, 4)),
+            },
+            {"W": hl.DenseSynapse([6, 4], W=normal(1.0, 6, 4))},
+            [(("x", "h"), "W")],
+        ),
+        "convolutional": hl.HAM(
+            {
+                "pixels": hl.TanhLayer((4, 4, 1), beta=1.5, bias=normal(0.3, 4, 4, 1)),
+                "features": hl.SigmoidLayer((2, 2, 3), beta=2.0, tau=0.5),
+                "label": hl.SoftmaxLayer(3, tau=0.2, bias=normal(0.3, 3)),
+            },
+            {
+                "kernel": hl.ConvSynapse(
+                    [(4, 4, 1), (2, 2, 3)], 3, pool="avg", kernel=normal(0.5, 3, 3, 1, 3)
+                ),
+                "readout": hl.DenseSynapse([(2, 2, 3), 3], W=normal(0.5, 12, 3)),
+            },
+            [(("pixels", "features"), "kernel"), (("features", "label"), "readout")],
+        ),
+        "transformer": hl.HAM(
+            {"tokens": hl.LayerNormLayer((4, 3), delta=0.2, bias=normal(0.3, 4, 3))},
+            {
+                "attention": SYNAPSES["self-attention"],
+                "memory": hl.HiddenSynapse([(4, 3)], 7, Ws=[normal(0.5, 12, 7)]),
+            },
+            [(("tokens",), "attention"), (("tokens",), "memory")],
+        ),
+        "shared": hl.HAM(
+            {
+                "a": hl.TanhLayer(3, bias=normal(0.3, 3)),
+                "b": hl.SigmoidLayer(3, tau=jnp.array([0.3, 1.0, 3.0])),
+                "c": hl.GhostmaxLayer(3, tau=2.0),
+                "unused": hl.ReluLayer((2, 2), bias=normal(0.3, 2, 2)),
+            },
+            {
+                "triple": hl.DenseSynapse([3, 3, 3], W=normal(1.0, 3, 3, 3)),
+                "repulsion": Repulsion(jnp.array(0.7, float)),
+                "ripple": ripple,
+            },
+            [
+                (("a", "b", "c"), "triple"),
+                (("a", "b"), "repulsion"),
+                (("b", "c"), "repulsion", "between b and c"),
+                (["b"], "ripple"),
+            ],
+        ),
+    }
+
+
+HAMS = _hams(draws(21))

@@ -10,7 +10,7 @@ from mpmath import mp, mpf
 import hopfield_layers as hl
 
 from .accuracy import errors, exact, LAGRANGIANS, states
-from .compiling import OPTIMIZED
+from .compiling import optimized
 
 
 # In units of eps times the true value times its condition number with respect to the state.
@@ -48,7 +48,7 @@ def test_the_definitions_are_consistent(lagrangian):
                 assert abs(slope - true.hessian[i][j]) < 1e-25
 
 
-@eqx.filter_jit(compiler_options=OPTIMIZED)
+@optimized
 def gradient(lagrangian, state):
     return jax.grad(lagrangian)(state)
 

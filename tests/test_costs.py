@@ -1,4 +1,4 @@
-"""What evaluations and solves cost, in counts that are the same on every machine."""
+"""Costs of evaluations and solutions, in counts that don't depend on the machine."""
 
 import re
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import hopfield_layers as hl
-from benchmarks.dynamics import Counted, POINTS
 
-from .compiling import OPTIMIZED
+from .compiling import compiled, program_text, temporary_bytes
+from .counting import evaluations
 from .instances import NETWORKS
 
 
@@ -36,17 +36,12 @@ RUNS = {
     "solve": lambda ham, x: hl.solve(ham, x, 1.0, throw=False).ys,
     "relax": lambda ham, x: hl.relax(ham, x, throw=False).x,
 }
-# Products of weights in the program: one of each in the energy and two in a field. In `solve` that
-# is one field before the loop and one in a loop over the stages; in `relax` one before the loop,
-# and in it two stages and what the energy adds to them.
+# Products with weights in the program: the energy has one with each weight, a field two. `solve`
+# has one field before its loop and one inside, in the loop over the stages. `relax` has one field
+# before its loop, and inside two stages and the further products of the energy.
 PRODUCTS = {"energy": 3, "activation flow": 6, "state flow": 6, "solve": 12, "relax": 20}
-# Temporaries in numbers per unit, hidden ones included.
+# The most temporary numbers per unit, hidden units included.
 TEMPORARIES = {"energy": 4, "activation flow": 2, "state flow": 3, "solve": 16, "relax": 24}
-
-
-def compiled(fn, *arguments):
-    """`fn`, compiled as users do for arrays or their shapes."""
-    return jax.jit(fn, compiler_options=OPTIMIZED).lower(*arguments).compile()
 
 
 def states(batch):
@@ -59,17 +54,14 @@ def states(batch):
 )
 def test_products_and_memory(name, batch):
     program = compiled(RUNS[name], HAM, states(batch))
-    text = program.as_text()
+    text = program_text(program)
     assert text.count(" dot(") == PRODUCTS[name], text
     moved = re.findall(r"= f32\[(\d+),(\d+)\]\S* (?:transpose|copy)\(", text)
     assert {(int(m), int(n)) for m, n in moved}.isdisjoint(
         shape[::step] for shape in WEIGHTS.values() for step in (1, -1)
     ), text
-    count = program.memory_analysis().temp_size_in_bytes / (4 * UNITS * np.prod(batch, initial=1))
+    count = temporary_bytes(program) / (4 * UNITS * np.prod(batch, initial=1))
     assert count <= TEMPORARIES[name]
-
-
-MODEL = Counted(NETWORKS["memory"])
 
 
 def memory(patterns, units):
@@ -83,43 +75,37 @@ def memory(patterns, units):
     ("name", "multiple"), [("energy", 3), ("activation flow", 2), ("state flow", 2)]
 )
 def test_memory_of_a_batch_in_a_large_memory(name, multiple):
-    # Whatever the batch, a small multiple of the 256 MB that a million patterns take by themselves.
+    # For every batch a small multiple of the 256 MB that the million patterns take.
     large = eqx.filter_eval_shape(memory, 10**6, 64)
     for batch in ((64,), (10, 100), (4096,)):
         x = {"x": jax.ShapeDtypeStruct((*batch, 64), jnp.float32)}
         program = compiled(RUNS[name], large, x)
-        assert program.memory_analysis().temp_size_in_bytes <= multiple * 256e6
-        assert (
-            re.search(r"f32\[(64,1000000|1000000,64)\]\S* (transpose|copy)\(", program.as_text())
-            is None
-        )
+        assert temporary_bytes(program) <= multiple * 256e6
+        moved = r"f32\[(64,1000000|1000000,64)\]\S* (transpose|copy)\("
+        assert re.search(moved, program_text(program)) is None
 
 
 def test_a_small_memory_is_evaluated_at_once():
     small = eqx.filter_eval_shape(memory, 1000, 64)
     x = {"x": jax.ShapeDtypeStruct((4096, 64), jnp.float32)}
-    text = compiled(RUNS["activation flow"], small, x).as_text()
+    text = program_text(compiled(RUNS["activation flow"], small, x))
     assert text.count(" dot(") == 2
     assert " while(" not in text
-
-
-def evaluations(run):
-    """What `run` returns, and the points at which it evaluated ∂E/∂g."""
-    POINTS.clear()
-    result = jax.block_until_ready(run())
-    jax.effects_barrier()
-    return result, len(POINTS)
 
 
 @pytest.mark.parametrize(("solver", "stages"), [(diffrax.Tsit5(), 6), (hl.ETD2RK(), 2)])
 def test_evaluations_of_a_path(solver, stages):
     constant = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.25, "solver": solver}
-    run = lambda: hl.solve(MODEL, jnp.ones(5), 2.0, flow="activation", **constant).ys
-    assert evaluations(run)[1] == 8 * stages + 1  # a step ends with the first stage of the next
+
+    def run(model):
+        return hl.solve(model, jnp.ones(5), 2.0, flow="activation", **constant).ys
+
+    _, count = evaluations(run, NETWORKS["memory"])
+    assert count == 8 * stages + 1  # a step ends with the first stage of the next
 
 
 def test_evaluations_until_rest():
-    rest, count = evaluations(lambda: hl.relax(MODEL, jnp.ones(5)))
+    rest, count = evaluations(lambda model: hl.relax(model, jnp.ones(5)), NETWORKS["memory"])
     assert int(rest.num_steps) <= 3
     assert count == 2 * int(rest.num_steps) + 1
 
@@ -131,7 +117,7 @@ def test_compilations(compilations):
         lambda x: hl.relax(layer, x),
         jax.jit(lambda x: layer.energy(x)),
     )
-    # The first compiles what all shapes share.
+    # The first run also compiles small programs that all shapes share.
     for batch, count in ((2, None), (3, 1), (2, 0), (3, 0)):
         x = jax.device_put(np.ones((batch, 5)))
         for run in runs:

@@ -1,4 +1,4 @@
-"""What the documentation shows, runs."""
+"""The examples of the documentation run, and name everything that is public."""
 
 import doctest
 import inspect
@@ -12,7 +12,7 @@ import hopfield_layers as hl
 from hopfield_layers import testing
 
 
-# beartype picks the items that it checks with the random module.
+# beartype chooses the items to check with the random module, which Hypothesis warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

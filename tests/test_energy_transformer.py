@@ -14,6 +14,8 @@ PATH = pathlib.Path(__file__).parents[1] / "examples" / "energy_transformer.py"
 @pytest.fixture(scope="module")
 def block():
     spec = importlib.util.spec_from_file_location("energy_transformer", PATH)
+    assert spec is not None
+    assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     return example.energy_transformer(
@@ -61,6 +63,6 @@ def test_update_is_the_papers(block):
             update[A] += Wk[h].T @ sum(Q[:, C] * softmax[A, C] for C in others)
     for B in range(5):
         update[B] += xi.T @ np.maximum(xi @ g[B], 0)
-    # The Legendre transform's leak is not in the paper.
+    # x − dE/dg, as the leak x of the Legendre transform is not in the paper.
     actual = x - block.dEdg({"tokens": x})["tokens"]
     np.testing.assert_allclose(actual, update, rtol=1e-12, atol=1e-12)

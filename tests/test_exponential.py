@@ -1,4 +1,4 @@
-"""The exponential solvers: their weights, orders, dense output, and what they are for."""
+"""The exponential solvers: their weights, orders, dense output, and advantage on stiff problems."""
 
 import diffrax
 import equinox as eqx
@@ -10,14 +10,15 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import hopfield_layers as hl
-from hopfield_layers.dynamics.exponential import _weights
+from hopfield_layers._numerics.phi_functions import phi_functions as _weights
 
 from .instances import NETWORKS
+from .solutions import saved
 
 
 NETWORK = NETWORKS["tanh and softmax"]
 X0 = {"a": jr.normal(jr.key(2), (5,)), "b": jnp.ones(4)}
-TS = np.linspace(0.0, 1.0, 17)
+TS = jnp.linspace(0.0, 1.0, 17)
 TERM = diffrax.ODETerm(hl.EnergyFlow(NETWORK, "activation"))
 SOLVERS = pytest.mark.parametrize(
     ("solver", "order"), [(hl.ETD2RK(), 2), (hl.ETD4RK(), 4)], ids=["ETD2RK", "ETD4RK"]
@@ -64,20 +65,20 @@ def test_weights_against_mpmath(dtype):
 def test_the_leak_is_exact_for_each_time_constant(solver, order):
     tau, bias = jnp.array([1e-3, 1.0, 1e3]), jnp.array([0.5, -1.0, 2.0])
     layer = hl.IdentityLayer(3, tau=tau, bias=bias)
-    end = diffrax.diffeqsolve(
-        diffrax.ODETerm(hl.EnergyFlow(layer, "activation")), solver, 0.0, 2.0, 1.0, jnp.ones(3)
-    ).ys[-1]
+    term = diffrax.ODETerm(hl.EnergyFlow(layer, "activation"))
+    solution = diffrax.diffeqsolve(term, solver, 0.0, 2.0, 1.0, jnp.ones(3))
+    end = saved(solution)[-1]
     np.testing.assert_allclose(end, bias + (1 - bias) * jnp.exp(-2 / tau), rtol=1e-14)
 
 
 @SOLVERS
 def test_order(solver, order, reference):
-    # Of the ends and, one less for ETD4RK, of all that lies between.
+    # The order at the end and that of the dense output, which for ETD4RK is one less.
     dense = min(order, 3)
     errors, saveat = [], diffrax.SaveAt(ts=TS)
     for steps in (16, 32, 64):
         dt0 = jnp.array(0.7 / steps)
-        ys = diffrax.diffeqsolve(TERM, solver, 0.0, 1.0, dt0, X0, saveat=saveat).ys
+        ys = saved(diffrax.diffeqsolve(TERM, solver, 0.0, 1.0, dt0, X0, saveat=saveat))
         ends = {name: y[-1:] for name, y in ys.items()}
         errors.append((error(ends, reference[-1:]), error(ys, reference)))
     for fine, coarse in zip(errors[1:], errors, strict=False):
@@ -91,36 +92,36 @@ def test_adaptive_steps_keep_their_tolerance(solver, order, reference):
         controller = diffrax.PIDController(rtol=tol, atol=tol)
         saveat = diffrax.SaveAt(ts=TS)
         keywords = {"solver": solver, "stepsize_controller": controller, "saveat": saveat}
-        ys = hl.solve(NETWORK, X0, 1.0, flow="activation", **keywords).ys
+        ys = saved(hl.solve(NETWORK, X0, 1.0, flow="activation", **keywords))
         assert error(ys, reference) < 10 * tol
 
 
 @SOLVERS
 def test_backwards_in_time(solver, order, reference):
     end = {"a": jnp.array(reference[-1, :5]), "b": jnp.array(reference[-1, 5:])}
-    # The leak grows then, by e⁵ in the fast layer, and the errors with it.
+    # Backwards the leak is growth, by e⁵ in the fast layer, which also amplifies the errors.
     saveat = diffrax.SaveAt(ts=TS[:7:-1])
-    ys = diffrax.diffeqsolve(TERM, solver, 1.0, TS[8], -1 / 256, end, saveat=saveat).ys
-    assert error(ys, reference[:7:-1]) < {2: 5e-3, 4: 1e-7}[order]
+    solution = diffrax.diffeqsolve(TERM, solver, 1.0, TS[8], -1 / 256, end, saveat=saveat)
+    assert error(saved(solution), reference[:7:-1]) < {2: 5e-3, 4: 1e-7}[order]
 
 
 @SOLVERS
 @pytest.mark.parametrize("tau", [1e-3, 1.0, 1e3])
 def test_the_leak_is_exact(solver, order, tau):
-    # In one step, within it too, and with inputs.
+    # Also at times within a step, and with inputs.
     layer = hl.TanhLayer(2, tau=tau, bias=jnp.array([0.5, -1.0]))
     flow = hl.EnergyFlow(layer, "activation", inputs=jnp.array([0.1, 0.2]))
     x0, target = jnp.array([2.0, 3.0]), jnp.array([0.6, -0.8])
     for t1 in jnp.array([1e-6, 1.0, 1e6]) * tau:
         ts = jnp.array([0.2, 0.7, 1.0]) * t1
-        ys = diffrax.diffeqsolve(
+        solution = diffrax.diffeqsolve(
             diffrax.ODETerm(flow), solver, 0.0, t1, t1, x0, saveat=diffrax.SaveAt(ts=ts)
-        ).ys
+        )
         expected = x0 - np.expm1(-ts[:, None] / tau) * -1 * (x0 - target)
-        np.testing.assert_allclose(ys, expected, rtol=1e-14, atol=1e-15)
+        np.testing.assert_allclose(saved(solution), expected, rtol=1e-14, atol=1e-15)
 
 
-def test_huge_steps_are_updates():
+def test_a_huge_step_is_the_discrete_update():
     # T(T(x)), with T(x) = Xᵀ softmax(β X x) the modern Hopfield network's update.
     memory = NETWORKS["memory"]
     X = np.asarray(memory.patterns)
@@ -129,12 +130,12 @@ def test_huge_steps_are_updates():
         weights = np.exp(3.0 * X @ x)
         x = weights / weights.sum() @ X
     term = diffrax.ODETerm(hl.EnergyFlow(memory, "activation"))
-    end = diffrax.diffeqsolve(term, hl.ETD2RK(), 0.0, 1e16, 1e16, jnp.array(x0)).ys[-1]
-    np.testing.assert_allclose(end, x, rtol=1e-13)
+    solution = diffrax.diffeqsolve(term, hl.ETD2RK(), 0.0, 1e16, 1e16, jnp.array(x0))
+    np.testing.assert_allclose(saved(solution)[-1], x, rtol=1e-13)
 
 
-def test_accurate_trajectories_beside_fast_layers():
-    # Tsit5 is held to the step that the fast layer's leak allows; ETD4RK isn't.
+def test_a_fast_layer_does_not_limit_exponential_steps():
+    # The leak of the fast layer limits the steps of Tsit5, but not those of ETD4RK.
     network = eqx.tree_at(lambda n: n.layers["b"].tau, NETWORK, jnp.array(1e-3))
     steps, controller = {}, diffrax.PIDController(rtol=1e-4, atol=1e-4)
     for solver in (hl.ETD4RK(), diffrax.Tsit5()):

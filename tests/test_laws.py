@@ -1,4 +1,4 @@
-"""The laws of the kit, over every Lagrangian, layer, synapse and network."""
+"""The laws of `hopfield_layers.testing`, for every Lagrangian, layer, synapse and network."""
 
 import diffrax
 import hypothesis.strategies as st
@@ -21,7 +21,7 @@ from hopfield_layers.testing import (
 from .instances import HAMS, LAGRANGIANS, LAYERS, NETWORKS, SHAPE, SYNAPSES, VARIANTS
 
 
-# A synapse has laws as a part of a network: of tanh units, which bound its energy.
+# The laws of a synapse are those of a network with it. Its units are tanh, which bound the energy.
 JOINED = {
     f"synapse: {name}": hl.HAM(
         {f"x{i}": hl.TanhLayer(shape, tau=0.5 + i) for i, shape in enumerate(synapse.shapes)},
@@ -31,7 +31,7 @@ JOINED = {
     for name, synapse in SYNAPSES.items()
 }
 MODELS = LAYERS | NETWORKS | HAMS
-TEMPLATES = {  # of models that don't say what their states are
+TEMPLATES = {  # states of the models that don't declare their shapes
     "tanh and softmax": {"a": jnp.zeros(5), "b": jnp.zeros(4)},
     "identity and ReLU": {"a": jnp.zeros(5), "b": jnp.zeros(4)},
     "memory": jnp.zeros(5),
@@ -43,7 +43,7 @@ def states_of(name, **options):
     return states(TEMPLATES.get(name, (MODELS | JOINED)[name]), **options)
 
 
-# Half precision is computed in single; both of its kinds, by turns.
+# float16 and bfloat16 are both computed in float32: each Lagrangian is tested with one of them.
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -55,7 +55,7 @@ def states_of(name, **options):
 )
 def test_lagrangians(name, dtype):
     lagrangian = LAGRANGIANS[name]
-    # A plain callable is as good as it is.
+    # A plain callable may overflow at extreme states.
     drawn = states(SHAPE, dtype=dtype, extremes=name != "callable")
 
     @settings(max_examples=25)
@@ -66,13 +66,13 @@ def test_lagrangians(name, dtype):
     holds()
 
 
-# Of what the kit knows no bound for.
+# Bounds of the models for which `assert_energy_bounded` knows none.
 BOUNDS = {
     # ½‖x‖² − max x·pattern − lse(0)
     "memory": lambda m: -jnp.max(jnp.sum(m.patterns**2, 1)) / 2 - jnp.log(7) / m.beta,
     "springs": lambda m: -5.0,
     "tanh and softmax": lambda m: m.layers["b"].energy_bound() - jnp.sum(jnp.abs(m.W)),
-    # A convex square, and a ripple of 3 cosines.
+    # The repulsion is not negative, and the ripple is at least −0.3 for each of its three units.
     "shared": lambda m: (
         sum(layer.energy_bound() for layer in m.layers.values())
         - jnp.sum(jnp.abs(m.synapses["triple"].W))
@@ -93,7 +93,7 @@ def test_energy_is_bounded(name):
     holds()
 
 
-# beartype picks the items that it checks with the random module.
+# beartype chooses the items to check with the random module, which Hypothesis warns about.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @settings(max_examples=40)
 @given(data=st.data())
@@ -104,7 +104,7 @@ def test_energy_of_random_networks(data):
 
 
 LOOSE = diffrax.PIDController(rtol=1e-1, atol=1e-1)
-# Euler's steps are a hundred times too long: of 200 τ, where 2 τ is the bound of stability.
+# Euler's steps are 200 τ long, a hundred times the limit of stability.
 CASES = {
     "Euler": ("state", diffrax.Euler(), diffrax.ConstantStepSize()),
     "Heun": ("state", diffrax.Heun(), LOOSE),
@@ -135,7 +135,7 @@ def test_energy_descends_exactly(name, case):
     holds()
 
 
-# A few kinds, as the exact law is that of all.
+# For a few layers only, as the exact law is tested for all.
 @pytest.mark.parametrize(
     ("name", "flow"),
     [
@@ -154,10 +154,11 @@ def test_energy_descends_to_the_tolerance(name, flow):
     holds()
 
 
-def test_energy_descends_beside_inputs_and_clamped_units():
+def test_energy_descends_with_inputs_and_clamped_units():
     x = np.random.default_rng(0).normal(size=4)
-    keywords = {"clamp": jnp.arange(4) < 2, "inputs": jnp.array([2.0, -1.0, 0.5, 0.0])}
-    assert_energy_descends(hl.TanhLayer(4, beta=2.0), x, "activation", **keywords)
+    clamp, inputs = jnp.arange(4) < 2, jnp.array([2.0, -1.0, 0.5, 0.0])
+    layer = hl.TanhLayer(4, beta=2.0)
+    assert_energy_descends(layer, x, "activation", clamp=clamp, inputs=inputs)
 
 
 @pytest.mark.parametrize("name", [*MODELS, *JOINED])

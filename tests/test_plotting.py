@@ -2,8 +2,10 @@
 
 import doctest
 import inspect
+import itertools
 import subprocess
 import sys
+from typing import Any
 
 import diffrax
 import jax
@@ -62,7 +64,7 @@ def descent():
 @pytest.mark.parametrize("name", plotting.__all__)
 def test_docstring(name):
     example = doctest.DocTestParser().get_doctest(
-        inspect.getdoc(getattr(plotting, name)), {}, name, None, None
+        inspect.getdoc(getattr(plotting, name)) or "", {}, name, None, None
     )
     assert example.examples
     with jax.enable_x64(False):
@@ -102,7 +104,8 @@ def test_new_axes_only_without_any(ax, fall):
         assert plot(ax=ax) is ax
     assert pyplot.get_fignums() == []
     drawn = [plot() for plot in draw.values()]
-    assert pyplot.get_fignums() == [ax.figure.number for ax in drawn] == [1, 2, 3, 4]
+    assert pyplot.get_fignums() == [1, 2, 3, 4]
+    assert [pyplot.figure(number) for number in (1, 2, 3, 4)] == [ax.figure for ax in drawn]
     with pytest.raises(ValueError, match="one of"):
         plotting.plot_states(HAMS["pair"], HAMS["pair"].init_states())
     assert len(pyplot.get_fignums()) == 4
@@ -161,18 +164,18 @@ def test_energy_of_times_and_states(ax):
 def test_energy_of_a_network(ax, descent):
     ham, solution = descent
     plotting.plot_energy(ham, solution, ax=ax)
-    parts = [*ham.layers, *(connection.name for connection in ham.connections)]
-    assert labels(ax) == [*parts, "energy E"]
+    names = [*ham.layers, *(connection.name for connection in ham.connections)]
+    assert labels(ax) == [*names, "energy E"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == labels(ax)
-    assert len(ax.lines) == 2 * (len(parts) + 1)
-    drawn = np.stack([line.get_ydata() for line in ax.lines]).reshape(len(parts) + 1, 2, 4)
+    assert len(ax.lines) == 2 * (len(names) + 1)
+    drawn = np.stack([line.get_ydata() for line in ax.lines]).reshape(len(names) + 1, 2, 4)
     energies = ham.energies(solution.ys)
     expected = energies["layers"] | energies["connections"]
-    np.testing.assert_allclose(drawn[:-1], [expected[name] for name in parts], rtol=1e-12)
+    np.testing.assert_allclose(drawn[:-1], [expected[name] for name in names], rtol=1e-12)
     np.testing.assert_allclose(drawn[-1], np.sum(drawn[:-1], axis=0), rtol=1e-12)
     colours = [line.get_color() for line in ax.lines]
     assert colours[::2] == colours[1::2]
-    assert len(set(colours)) == len(parts) + 1
+    assert len(set(colours)) == len(names) + 1
     assert {line.get_linestyle() for line in ax.lines[-2 - 2 * len(ham.connections) : -2]} == {"--"}
     alone = plotting.plot_energy(ham, solution, parts=False, ax=Figure().subplots())
     assert (labels(alone), len(alone.lines)) == (["energy E"], 2)
@@ -215,7 +218,9 @@ def test_states_against_time_as_images(ax, descent, fall):
     # Each sample has its own times, and columns of its units.
     layer, solution = fall
     columns = plotting.plot_states(layer, solution, kind="images", ax=Figure().subplots())
-    drawn = np.ma.filled(columns.images[0].get_array(), np.nan)
+    values = columns.images[0].get_array()
+    assert values is not None
+    drawn = np.ma.filled(values, np.nan)
     count = np.sum(np.isfinite(solution.ts), axis=1)
     assert drawn.shape == (7, count[0])
     assert len(columns.get_xticks()) == 0
@@ -248,8 +253,8 @@ def test_network(ax, name):
         assert f"{connection.name}\n{kind}" in texts
     assert len(ax.lines) == len(ham.connections)
     assert len(ax.patches) == sum(len(connection.layers) for connection in ham.connections)
-    heights = [text.get_position()[1] for text in ax.texts if text.get_ha() == "left"]
-    assert np.all(np.diff(np.sort(heights)) > 0.69)
+    heights = sorted(text.get_position()[1] for text in ax.texts if text.get_ha() == "left")
+    assert all(upper - lower > 0.69 for lower, upper in itertools.pairwise(heights))
     ax.figure.canvas.draw()
 
 
@@ -259,8 +264,8 @@ def test_network_ends():
     ax = plotting.plot_network(hl.HAM(layers, synapses, [(("a", "b", "b"), "W")]))
     assert [text.get_text().split("τ = ")[-1] for text in ax.texts[:2]] == ["0.5 … 2", "0.25"]
     place = {text.get_text()[0]: text.get_position() for text in ax.texts[:2]}
-    (joint,) = (tuple(line.get_xydata()[0]) for line in ax.lines)
-    ends = [patch.get_path().vertices for patch in ax.patches]
+    (joint,) = (np.asarray(line.get_xydata())[0] for line in ax.lines)
+    ends = [np.asarray(patch.get_path().vertices) for patch in ax.patches]
     np.testing.assert_allclose([end[-1] for end in ends], [joint] * 3, atol=1e-9)
     places = [place[name] for name in "abb"]
     np.testing.assert_allclose([end[0] for end in ends], places, atol=1e-9)
@@ -269,6 +274,7 @@ def test_network_ends():
     assert len(alone.texts) == 1
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_errors(ax, fall, descent):
     layer, _ = fall
     ham, path = descent
@@ -297,12 +303,13 @@ def test_errors(ax, fall, descent):
     with pytest.raises(ValueError, match="of the layers"):
         plotting.plot_energy(ham, (path.ts, {"a": path.ys["a"]}), ax=ax)
     with pytest.raises(TypeError, match="pair of times and states, got list"):
-        plotting.plot_energy(layer, [0.0, 1.0], ax=ax)
-    for options, match in (
+        plotting.plot_energy(layer, [0.0, 1.0], ax=ax)  # pyright: ignore[reportArgumentType]
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "one of"),
         ({"layer": "d"}, "got 'd'"),
         ({"layer": "a", "kind": "film"}, "got 'film'"),
-    ):
+    ]
+    for options, match in cases:
         with pytest.raises(ValueError, match=match):
             plotting.plot_states(ham, path, ax=ax, **options)
     with pytest.raises(ValueError, match="got 'traces'"):

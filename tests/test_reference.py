@@ -1,7 +1,8 @@
-"""What HAMUX 0.1.0, the system that this library ports, computes in float64."""
+"""The results of HAMUX 0.1.0, the system that this library ports, in float64."""
 
 import json
 import pathlib
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -12,7 +13,8 @@ import pytest
 
 import hopfield_layers as hl
 
-from .compiling import OPTIMIZED
+from .compiling import optimized
+from .solutions import saved
 
 
 REFERENCE = json.loads((pathlib.Path(__file__).parent / "hamux_0_1.json").read_text())
@@ -36,8 +38,8 @@ def test_layer(case):
     np.testing.assert_allclose(lagrangian(z), value, rtol=RTOL)
     np.testing.assert_allclose(layer.activation(x), g, rtol=RTOL)
     np.testing.assert_array_equal(layer.dEdg(x), z)
-    # The reference subtracts L from Σ z·g, and differentiates that: its rounding errors are
-    # relative to these terms, not to what is left of them, 1e-5 of them for the norms.
+    # The reference subtracts L from Σ z·g and differentiates the difference. Its rounding errors
+    # are relative to these terms, and the difference may be 1e-5 of them, as for the norms.
     terms = float(jnp.sum(jnp.abs(z * g))) + abs(value)
     np.testing.assert_allclose(layer.energy(x), case["energy"], rtol=RTOL, atol=1e-15 * terms)
     largest = float(jnp.max(jnp.abs(g)))
@@ -45,13 +47,13 @@ def test_layer(case):
         np.testing.assert_allclose(gradient, case["dEdx"], rtol=RTOL, atol=1e-15 * largest)
 
 
-def test_where_the_energy_analysis_rests():
+def test_fixed_points_of_the_energy_analysis():
     x0, far = (jnp.array(case["x0"]) for case in REFERENCE["energy_analysis"])
     layer = hl.ExpLayer(5)
     ends = [
-        hl.solve(layer, x0, 20.0).ys[-1],
-        hl.solve(layer, far, 20.0).ys[-1],
-        hl.solve(layer, far, 20.0, flow="activation").ys[-1],
+        saved(hl.solve(layer, x0, 20.0))[-1],
+        saved(hl.solve(layer, far, 20.0))[-1],
+        saved(hl.solve(layer, far, 20.0, flow="activation"))[-1],
     ]
     np.testing.assert_allclose(jax.vmap(layer.energy)(jnp.stack(ends)), [-5, -2, -5], atol=1e-6)
 
@@ -69,22 +71,24 @@ def test_energy_analysis(case):
         saveat=diffrax.SaveAt(t0=True, steps=True),
         max_steps=case["steps"],
     )
-    assert solution.ys is not None
-    np.testing.assert_allclose(layer.energy(solution.ys[:-1]), case["energies"], rtol=RTOL)
-    np.testing.assert_allclose(solution.ys[-1], case["x_final"], rtol=RTOL)
+    ys = saved(solution)
+    np.testing.assert_allclose(layer.energy(ys[:-1]), case["energies"], rtol=RTOL)
+    np.testing.assert_allclose(ys[-1], case["x_final"], rtol=RTOL)
 
 
 def _synapse(kind, shapes, weights):
-    """This library's synapse of HAMUX's name."""
-    w = {name: jnp.array(value) for name, value in weights.items() if name != "Ws"}
-    softmax = {"hidden_lagrangian": hl.LSoftmax(beta=0.8), "num_heads": 2, "zspace_dim": 3}
+    """The synapse of this library for one of HAMUX's names."""
+    w: dict[str, Any] = {name: jnp.array(value) for name, value in weights.items() if name != "Ws"}
     if kind == "DenseSynapse":
         return hl.DenseSynapse(shapes, **w)
     if kind == "DenseMatrixSynapseWithHiddenLayer":
         Ws = [jnp.array(W) for W in weights["Ws"]]
         return hl.HiddenSynapse(shapes, 7, hidden_lagrangian=hl.LSoftmax(beta=1.5), Ws=Ws)
     if kind == "SelfAttentionSynapse":
-        return hl.SelfAttentionSynapse(*shapes, **softmax, **w)
+        softmax = hl.LSoftmax(beta=0.8)
+        return hl.SelfAttentionSynapse(
+            *shapes, hidden_lagrangian=softmax, num_heads=2, zspace_dim=3, **w
+        )
     if kind == "BinaryMixerSynapse":
         heads, z, _, _ = w["W"].shape
         return hl.MixerSynapse(shapes, num_heads=heads, zspace_dim=z, **w)
@@ -93,7 +97,7 @@ def _synapse(kind, shapes, weights):
 
 
 class InSinglePrecision(eqx.Module):
-    """A convolution as the reference computes it, also in its float64 tables."""
+    """A convolution in float32, which the reference uses in its float64 tables too."""
 
     synapse: hl.ConvSynapse
 
@@ -124,9 +128,8 @@ def test_ham(case):
         for key in ("x0", "dEdg", "euler_x20")
     )
 
-    # The last bits of float32 convolutions are those of optimized ones.
-    run = eqx.filter_jit(hl.solve, compiler_options=OPTIMIZED)
-    solution = run(
+    # Optimized, as the last bits of float32 convolutions depend on it.
+    solution = optimized(hl.solve)(
         ham,
         x0,
         t1=20 * case["euler_dt"],
@@ -137,21 +140,24 @@ def test_ham(case):
         saveat=diffrax.SaveAt(t0=True, steps=True),
         max_steps=20,
     )
-    assert solution.ys is not None
-    convolution = isinstance(synapses["s0"], InSinglePrecision)
-    double = ham
-    if convolution:
+    ys = saved(solution)
+    double, rounding = ham, 1e-14
+    if isinstance(synapses["s0"], InSinglePrecision):
         double = hl.HAM(layers, {"s0": synapses["s0"].synapse}, connections)
-    parts, energies, slopes, slopes_in_double = eqx.filter_jit(
-        lambda ham, double, xs: (ham.energies(xs), ham.energy(xs), ham.dEdg(xs), double.dEdg(xs)),
-        compiler_options=OPTIMIZED,
-    )(ham, double, solution.ys)
+        rounding = 1e-6
+
+    @optimized
+    def evaluate(ham, double, xs):
+        return ham.energies(xs), ham.energy(xs), ham.dEdg(xs), double.dEdg(xs)
+
+    terms, energies, slopes, slopes_in_double = evaluate(ham, double, ys)
     for kind, key in (("layers", "layer_energy"), ("connections", "synapse_energy")):
-        np.testing.assert_allclose(sum(parts[kind].values())[0], case[key], rtol=1e-10)
+        np.testing.assert_allclose(
+            sum(energy[0] for energy in terms[kind].values()), case[key], rtol=1e-10
+        )
     np.testing.assert_allclose(energies[0], case["energy"], rtol=1e-10)
     np.testing.assert_allclose(energies[:20], case["euler_energies"], rtol=1e-10)
-    rounding = 1e-6 if convolution else 1e-14
-    for name, y in solution.ys.items():
+    for name, y in ys.items():
         np.testing.assert_array_equal(y[0], x0[name])
         np.testing.assert_allclose(y[-1], ends[name], rtol=1e-10, atol=1e-14)
         np.testing.assert_allclose(slopes[name][0], dEdg[name], rtol=1e-10, atol=1e-14)

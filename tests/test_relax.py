@@ -1,6 +1,7 @@
-"""Relaxation reaches fixed points, says truthfully whether it did, and is differentiable."""
+"""Relaxation reaches fixed points, reports correctly whether it did, and is differentiable."""
 
 import functools
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -15,6 +16,7 @@ import pytest
 
 import hopfield_layers as hl
 
+from .compiling import temporary_bytes
 from .instances import LAYERS, network, NETWORKS, SHAPE, Springs, two_layers
 
 
@@ -36,7 +38,7 @@ def test_two_layers_with_different_time_constants(dtype, tol):
     wide = jax.tree.map(lambda x: x.astype(jnp.float64), (model, rest.x))
     u = wide[0].dEdg(wide[1])
     assert largest(u) < tol
-    # A fixed point, and the energy of it.
+    # The energy is that of the fixed point.
     np.testing.assert_allclose(rest.energy, wide[0].energy(wide[1]), rtol=1e-4)
 
 
@@ -65,7 +67,7 @@ def test_time_constants_from_the_fast_to_the_slow():
 
 
 def test_a_memory_retrieves_in_one_update():
-    # Well separated patterns: two updates, which one step of ETD2RK is.
+    # The patterns are well separated, and one long step of ETD2RK makes two updates.
     memory = eqx.tree_at(lambda m: m.patterns, NETWORKS["memory"], 4 * jnp.eye(5))
     x0 = memory.patterns + 0.3 * jr.normal(jr.key(3), (5, 5))
     rest = hl.relax(memory, x0)
@@ -75,7 +77,7 @@ def test_a_memory_retrieves_in_one_update():
 
 @FLOWS
 def test_a_relaxation_that_overshoots(flow):
-    # The leak's own target is 8 times further off than x, on the other side.
+    # The update of the stiffest unit overshoots to 8 times the distance, on the other side.
     springs = NETWORKS["springs"]
     rest = hl.relax(springs, jnp.array([5.0, 5.0, 5.0]), flow=flow)
     np.testing.assert_allclose(rest.x, springs.centre, atol=1e-9)
@@ -91,8 +93,8 @@ def test_the_plateau_of_exponential_units(flow):
     assert (rest.time > 4000) == (flow == "state")
 
 
-def test_frozen_units_neither_hide_others_nor_count():
-    # In the state flow a dead ReLU and a unit far down an exponential stay; the others arrive.
+def test_frozen_units_do_not_affect_convergence():
+    # In the state flow a dead ReLU and a far negative exponential unit keep their values.
     rest = hl.relax(hl.ReluLayer(3), jnp.array([-1e6, 1e-3, 2.0]), flow="state")
     np.testing.assert_allclose(rest.x, [-1e6, 0.0, 0.0], atol=1e-9)
     rest = hl.relax(hl.ExpLayer(3), jnp.array([-105.0, 1e-3, 2.0]), flow="state")
@@ -109,7 +111,7 @@ def test_the_residual_is_in_units_of_tau_dx_dt():
     np.testing.assert_allclose(rest.residual, largest(layer.dEdg(rest.x)), rtol=1e-12)
 
 
-def test_steps_that_lead_back_to_where_they_began():
+def test_steps_do_not_cycle_near_a_fixed_point_of_layer_norm():
     # Layer norm near its bias, where steps of 1.2 τ made x₁ = x₀ with u far from 0.
     Wq, Wk = jnp.eye(2), jnp.array([[-0.00219356, 0.01228359], [-0.00195167, 0.0001011]])
     attention = hl.SelfAttentionSynapse((3, 2), Wq=Wq[:, None], Wk=Wk[:, None])
@@ -119,8 +121,8 @@ def test_steps_that_lead_back_to_where_they_began():
     assert largest(ham.dEdg(rest.x)) < 1e-9
 
 
-def test_out_of_reach_is_not_out_of_range():
-    # A tolerance below all rounding: the steps grow up to a bound. And Euler's steps to infinity.
+def test_a_tolerance_out_of_reach_gives_finite_results():
+    # With a tolerance below rounding the steps grow to a bound; then Euler steps that overflow.
     rest = hl.relax(NETWORK, X0, tol=1e-300, throw=False)
     assert not rest.converged
     assert rest.residual < 1e-15
@@ -134,7 +136,7 @@ def test_out_of_reach_is_not_out_of_range():
 
 @FLOWS
 def test_alone_and_in_a_batch(flow):
-    # With a hard one among them: from far down the exponentials.
+    # One sample is hard: it starts where exp(x) is tiny.
     layer = hl.ExpLayer(3, bias=jnp.array([0.1, 0.2, 0.3]))
     x0 = jnp.array([[1.0, 2.0, -1.0], [-6.0, -9.0, 1.0], [0.1, 0.0, 0.0]])
     together = hl.relax(layer, x0, flow=flow)
@@ -143,7 +145,7 @@ def test_alone_and_in_a_batch(flow):
         alone = hl.relax(layer, x0[i], flow=flow)
         np.testing.assert_allclose(together.x[i], alone.x, rtol=1e-12)
         assert together.num_steps[i] == alone.num_steps
-    # A sample that doesn't arrive leaves the others right.
+    # A sample that doesn't converge doesn't change the others.
     if flow == "state":
         steps = int(jnp.max(together.num_steps[::2]))
         assert together.num_steps[1] > steps
@@ -173,13 +175,14 @@ def test_any_solver_and_controller(solver, controller, flow):
     assert largest(u) < 1e-7
 
 
-# All units together, for elementwise layers, and each by itself, for rows that a shift leaves.
+# Signs of perturbations: all equal, which suffices for elementwise layers, and random ones, as some
+# rows don't change when all of their units are shifted alike.
 SIGNS = np.concatenate([[np.ones(SHAPE)], np.random.default_rng(0).choice([-1, 1], (5, *SHAPE))])
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def residual_and_rounding(layer, x, flow, eps):
-    """τ dx/dt, and by how much rounding x changes it."""
+    """|τ dx/dt|, and its change when x is rounded."""
 
     def residual(x):
         u = layer.dEdg(x)
@@ -194,7 +197,7 @@ def residual_and_rounding(layer, x, flow, eps):
 @FLOWS
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_truthful_at_every_scale(name, dtype, flow):
+def test_converged_means_a_small_residual_at_every_scale(name, dtype, flow):
     # float16 and bfloat16 states are relaxed in float32.
     layer = LAYERS[name]
     dtypes = {"float32": ["float32", "float16", "bfloat16"], "float64": ["float64"]}[dtype]
@@ -234,7 +237,7 @@ COTANGENT = jr.normal(jr.key(8), (5,))
 
 
 def outcomes(flow):
-    """Two numbers that depend on where a relaxation ends, as a function of all that goes in."""
+    """Two numbers that depend on the fixed point, as a function of all numbers that go in."""
     flat, unravel = jax.flatten_util.ravel_pytree((NETWORK, X0, INPUTS))
 
     def run(flat):
@@ -256,7 +259,7 @@ def test_implicit_gradients_against_central_differences(flow):
     )
     differences = (values[: flat.size] - values[flat.size :]).T / 2e-5
     assert jnp.all(jnp.sum(differences != 0, axis=1) > 30)
-    bound = 1e-9 * jnp.max(jnp.abs(differences))
+    bound = 1e-9 * float(jnp.max(jnp.abs(differences)))
     np.testing.assert_allclose(gradients, differences, rtol=1e-6, atol=bound)
 
 
@@ -277,20 +280,20 @@ def test_forward_and_reverse_under_vmap():
     np.testing.assert_allclose(forward, reverse, rtol=1e-9)
 
 
-def test_what_the_state_flow_keeps_of_its_start():
-    # dx*/db is that of the activation flow, I; x* keeps the mean of x0, which it ignores.
+def test_gradients_ignore_the_mean_that_the_state_flow_keeps():
+    # x* keeps the mean of x0, but dx*/dx0 ignores that: dx*/db is I, as for the activation flow.
     layer, x0 = hl.SoftmaxLayer(3), jnp.array([0.3, -0.2, 0.5])
     rest = hl.relax(layer, x0, flow="state")
     np.testing.assert_allclose(rest.x, jnp.full(3, 0.2), atol=1e-9)
     jacobian = jax.jacobian(lambda x0: hl.relax(layer, x0, flow="state").x)(x0)
     np.testing.assert_array_equal(jacobian, jnp.zeros((3, 3)))
-    # Exactly I, as through u and not through H u, which has no derivative for the mean.
+    # Exactly I, as the derivative is that of u = 0; H u has none with respect to the mean.
     end = lambda bias: hl.relax(hl.SoftmaxLayer(3, bias=bias), x0, flow="state").x
     np.testing.assert_allclose(jax.jacobian(end)(jnp.zeros(3)), jnp.eye(3), atol=1e-12)
 
 
 def test_gradients_where_clamped_units_split_a_row():
-    # Under the state flow H u = 0 then, but u isn't.
+    # Under the state flow the fixed point then has H u = 0 without u = 0.
     x0, clamp = jnp.array([0.3, -0.2, 0.5, 0.1]), jnp.array([True, False, False, True])
 
     def end(bias):
@@ -322,23 +325,23 @@ def test_memory_of_the_gradient_does_not_grow_with_the_steps():
 
     sizes = []
     for max_steps in (10, 1000):
-        gradient = eqx.filter_jit(eqx.filter_grad(lambda m, n=max_steps: loss(m, n)))
+        gradient: Any = eqx.filter_jit(eqx.filter_grad(lambda m, n=max_steps: loss(m, n)))
         compiled = gradient.lower(model).compile().compiled
-        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+        sizes.append(temporary_bytes(compiled))
     assert sizes[0] == sizes[1] > 0
 
 
 def test_other_values_compile_nothing(compilations):
-    def run(model, x0, inputs, tol, rtol):
+    def run(model, x0, inputs, *, tol, rtol):
         hl.relax(model, x0, inputs=inputs, clamp=CLAMP)
         controller = diffrax.PIDController(rtol=rtol, atol=rtol)
         hl.relax(model, x0, tol=tol, stepsize_controller=controller)
 
-    changed = jax.tree.map(lambda leaf: 1.01 * leaf, (NETWORK, X0, INPUTS))
-    run(NETWORK, X0, INPUTS, 1, 1e-3)
+    changed: Any = jax.tree.map(lambda leaf: 1.01 * leaf, (NETWORK, X0, INPUTS))
+    run(NETWORK, X0, INPUTS, tol=1, rtol=1e-3)
     assert len(compilations) > 0
     compilations.clear()
-    run(*changed, 2e-7, 1e-4)
+    run(*changed, tol=2e-7, rtol=1e-4)
     assert compilations == []
 
 
@@ -372,7 +375,7 @@ def test_unusual_shapes(shape, flow):
     end = lambda bias: hl.relax(hl.TanhLayer(shape, bias=bias), jnp.ones((2, *shape)), flow=flow).x
     ends, pull = jax.vjp(end, jnp.full(shape, 0.5))
     np.testing.assert_allclose(ends, jnp.full((2, *shape), 0.5), atol=1e-9)
-    # All of the samples share what depends on the bias.
+    # Both samples depend on the bias, so that their derivatives add up.
     np.testing.assert_allclose(pull(jnp.ones((2, *shape)))[0], jnp.full(shape, 2.0), rtol=1e-9)
 
 
@@ -398,7 +401,7 @@ def test_out_of_steps():
 
 @pytest.mark.parametrize("controller", [None, diffrax.ConstantStepSize()])
 def test_the_energy_is_that_of_x_after_rejected_steps(controller):
-    # Steps of 10 τ of the fast one are too long: some of these ends come after a rejected one.
+    # Steps of 10 τ of the fast unit are too long, so that some of these runs end with a rejection.
     springs = Springs(jnp.array([1.0, 4.0]), jnp.ones(2), jnp.array([1.0, 0.1]))
     if controller is not None:
         controller = hl.energy_descent(controller, springs)
@@ -412,7 +415,7 @@ def test_the_energy_is_that_of_x_after_rejected_steps(controller):
     assert energies[-1] < energies[0]
 
 
-def test_an_error_beside_tangents():
+def test_errors_are_raised_under_forward_differentiation():
     layer, x0 = hl.ExpLayer(3), jnp.array([0.0, -9.0, 0.0])
     end = lambda x0: hl.relax(layer, x0, flow="state", max_steps=5).x
     with pytest.raises(RuntimeError, match=r"slowest unit is x\[1\]"):
@@ -420,8 +423,8 @@ def test_an_error_beside_tangents():
 
 
 @FLOWS
-def test_far_out_is_not_at_rest(flow):
-    # Where |τ dx/dt| of a bounded rate would be small beside |x|.
+def test_large_states_have_not_converged(flow):
+    # Far out |τ dx/dt| may be small relative to |x|, which must not count as convergence.
     unbounded = Springs(jnp.array([-0.5, 1.0]), jnp.zeros(2), jnp.array(1.0))
     rest = hl.relax(unbounded, jnp.ones(2), flow=flow, throw=False)
     assert not rest.converged
@@ -433,7 +436,7 @@ def test_far_out_is_not_at_rest(flow):
 
 
 @FLOWS
-def test_nan_is_said_at_once(flow):
+def test_nan_is_reported_at_once(flow):
     layer = eqx.tree_at(lambda m: m.bias, hl.TanhLayer(3, use_bias=True), jnp.full(3, jnp.nan))
     with pytest.raises(RuntimeError, match="NaN or leaves the range"):
         hl.relax(layer, jnp.ones(3), flow=flow)
@@ -443,7 +446,7 @@ def test_nan_is_said_at_once(flow):
     np.testing.assert_array_equal(rest.residual, jnp.inf)
 
 
-def test_what_overflows_is_not_converged():
+def test_states_that_overflow_are_not_converged():
     x0 = jnp.array([200.0, 1.0], jnp.float32)
     rest = hl.relax(hl.ExpLayer(2), x0, flow="state", max_steps=20, throw=False)
     assert not rest.converged
@@ -452,6 +455,7 @@ def test_what_overflows_is_not_converged():
     np.testing.assert_allclose(rest.x, jnp.zeros(2), atol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_input():
     layer, x0 = hl.TanhLayer(3), jnp.ones(3)
     for tol in (0.0, -1.0, jnp.nan):
@@ -462,7 +466,7 @@ def test_bad_input():
     for controller in (
         diffrax.StepTo(jnp.arange(3.0)),
         hl.energy_descent(diffrax.StepTo(jnp.arange(3.0)), layer),
-        diffrax.PIDController(rtol=1e-3, atol=1e-3, step_ts=jnp.arange(3.0)),
+        diffrax.PIDController(rtol=1e-3, atol=1e-3, step_ts=jnp.arange(3.0)),  # pyright: ignore[reportCallIssue]
     ):
         with pytest.raises(ValueError, match="no times to step to"):
             hl.relax(layer, x0, stepsize_controller=controller)
@@ -471,7 +475,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"one number, got shape \(3,\)"):
         hl.relax(layer, x0, tol=jnp.ones(3))
     with pytest.raises(ValueError, match="depend on t have no fixed point"):
-        hl.relax(layer, x0, inputs=lambda t: t * x0)
+        hl.relax(layer, x0, inputs=lambda t: t * x0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"inputs has shape \(4,\), .* broadcast to \(3,\)"):
         hl.relax(layer, x0, inputs=jnp.ones(4))
     with pytest.raises(ValueError, match="inputs of the state's structure"):
@@ -479,20 +483,20 @@ def test_bad_input():
     with pytest.raises(ValueError, match="max_steps of 1 at least, got 0"):
         hl.relax(layer, x0, max_steps=0)
     with pytest.raises(ValueError, match=r'flow="state" or flow="activation", got \'up\''):
-        hl.relax(layer, x0, flow="up")
+        hl.relax(layer, x0, flow="up")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="finite x0, got 1 NaN"):
         hl.relax(layer, x0.at[1].set(jnp.nan))
     with pytest.raises(TypeError, match="Expected an AbstractEnergyModel"):
-        hl.relax(hl.LTanh(), x0)
+        hl.relax(hl.LTanh(), x0)  # pyright: ignore[reportArgumentType]
     for state in ([1.0, 2.0, 3.0], {"a": x0}):
-        with pytest.raises(ValueError, match="Expected a state of the model, got PyTreeDef"):
+        with pytest.raises(ValueError, match=r"Expected a state of the .*, got PyTreeDef"):
             hl.relax(layer, state)
     with pytest.raises(ValueError, match="state of one array at least"):
         hl.relax(layer, {})
     with pytest.raises(TypeError, match=r"diffrax[\s\S]*Tsit5|Tsit5[\s\S]*diffrax"):
-        hl.relax(layer, x0, solver="Tsit5")
+        hl.relax(layer, x0, solver="Tsit5")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"diffrax[\s\S]*0\.1|0\.1[\s\S]*diffrax"):
-        hl.relax(layer, x0, stepsize_controller=0.1)
+        hl.relax(layer, x0, stepsize_controller=0.1)  # pyright: ignore[reportArgumentType]
     for split in (diffrax.KenCarp4(), diffrax.SemiImplicitEuler()):
         with pytest.raises(ValueError, match="single ODETerm, got"):
             hl.relax(layer, x0, solver=split)

@@ -1,4 +1,4 @@
-"""Solutions against SciPy's, and what `solve` takes and gives."""
+"""Solutions against SciPy's, and the arguments, results and errors of `solve`."""
 
 import diffrax
 import equinox as eqx
@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jaxtyping import Array
 from scipy.integrate import solve_ivp
 
 import hopfield_layers as hl
 
-from .compiling import OPTIMIZED
+from .compiling import compiled, temporary_bytes
+from .solutions import saved, saved_times
 
 
 TIGHT = diffrax.PIDController(rtol=1e-10, atol=1e-12)
@@ -51,7 +53,7 @@ def _ghostmax_hessian(z, beta=1.3):
     return beta * (np.diag(g) - np.outer(g, g))
 
 
-# H by the formulas of the literature, in NumPy.
+# H = ∂²L/∂x² by the formulas of the literature, in NumPy.
 HESSIANS = {
     "identity": (hl.LIdentity(), lambda z: np.eye(z.size)),
     "repu": (hl.LRepu(n=3.0), lambda z: np.diag(2 * np.maximum(z, 0))),
@@ -71,7 +73,7 @@ HESSIANS = {
     "layer norm": (hl.LLayerNorm(gamma=1.5, delta=0.2, eps=0.1), _layer_norm_hessian),
     "spherical norm": (hl.LSphericalNorm(gamma=1.5, eps=0.1), _spherical_norm_hessian),
 }
-# These jump on the way, and a jump is found no better than to a step.
+# The fields of these jump along the solution, and a solver locates a jump only to within a step.
 KINKED = ("relu", "rexp", "sparsemax")
 
 
@@ -94,7 +96,7 @@ def test_state_flow_against_scipy(name):
         solver=diffrax.Dopri8(),
     )
     tolerance = 1e-6 if name in KINKED else 1e-9
-    np.testing.assert_allclose(solution.ys[-1], expected, atol=tolerance)
+    np.testing.assert_allclose(saved(solution)[-1], expected, atol=tolerance)
 
 
 def test_inputs_are_those_of_the_time():
@@ -102,11 +104,11 @@ def test_inputs_are_those_of_the_time():
     inputs = lambda t: jnp.array([1 / t]) + jnp.log(t)
     layer = hl.IdentityLayer(1)
     solution = hl.solve(layer, jnp.zeros(1), 2.0, t0=1.0, inputs=inputs, stepsize_controller=TIGHT)
-    np.testing.assert_allclose(solution.ys[-1], jnp.log(2.0), atol=1e-9)
+    np.testing.assert_allclose(saved(solution)[-1], jnp.log(2.0), atol=1e-9)
 
 
 def test_stiff_plateau_against_scipy():
-    # The exponential layer rests for t ≈ 4000 and then falls at once.
+    # Exponential units far below 0 hardly move for a long time, and then quickly go to 0.
     x0 = np.array([-6.4, 0.7, -2.5, -8.3, 1.4])
     layer = hl.ExpLayer(5)
     reference = solve_ivp(
@@ -119,7 +121,7 @@ def test_stiff_plateau_against_scipy():
         jac=lambda t, x: np.diag(-(1 + x) * np.exp(x)),
     )
     solution = hl.solve(layer, x0, 600.0, stepsize_controller=TIGHT)
-    np.testing.assert_allclose(solution.ys[-1], reference.y[:, -1], rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(saved(solution)[-1], reference.y[:, -1], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", HESSIANS)
@@ -137,14 +139,14 @@ def test_activation_flow_is_an_exponential_decay(name):
     )
     target = BIAS + INPUT
     expected = target + (X0 - target) * np.exp(-ts[:, None] / TAU)
-    np.testing.assert_allclose(solution.ys, expected, atol=1e-9)
+    np.testing.assert_allclose(saved(solution), expected, atol=1e-9)
 
 
-def test_where_the_flows_rest():
-    # The softmax's state flow keeps Σx, the ghostmax's doesn't; dead units stay where they are.
+def test_fixed_points_of_the_state_flow():
+    # The state flow of softmax keeps Σx, that of ghostmax doesn't; dead units keep their values.
     x0 = jnp.array([0.5, -1.2, 1.5])
     softmax, ghostmax, relu = (
-        hl.solve(layer, x0, 200.0, stepsize_controller=TIGHT).ys[-1]
+        saved(hl.solve(layer, x0, 200.0, stepsize_controller=TIGHT))[-1]
         for layer in (hl.SoftmaxLayer(3), hl.GhostmaxLayer(3), hl.ReluLayer(3))
     )
     np.testing.assert_allclose(softmax, jnp.full(3, jnp.mean(x0)), atol=1e-8)
@@ -152,14 +154,14 @@ def test_where_the_flows_rest():
     np.testing.assert_allclose(relu, [0.0, -1.2, 0.0], atol=1e-8)
 
 
-def test_values_beyond_the_range_are_got_through():
+def test_overflow_in_trial_steps_is_survived():
     # exp(x) overflows in float32 at x = 88.7.
     x0 = jnp.array([120.0, 90.0, -3.0], jnp.float32)
     layer = hl.ExpLayer(3)
     solution = hl.solve(layer, x0, 10.0)
-    assert solution.ys.dtype == jnp.float32
-    expected = hl.solve(layer, x0.astype(jnp.float64), 10.0).ys
-    np.testing.assert_allclose(solution.ys, expected, atol=1e-4)
+    assert saved(solution).dtype == jnp.float32
+    expected = saved(hl.solve(layer, x0.astype(jnp.float64), 10.0))
+    np.testing.assert_allclose(saved(solution), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_any_solver_and_controller(solver, controller):
         stepsize_controller=controller,
     )
     expected = jnp.exp(-1.0) * jnp.array([[1.0, 2.0], [0.0, -1.0]])
-    np.testing.assert_allclose(solution.ys[:, -1], expected, rtol=1e-2)
+    np.testing.assert_allclose(saved(solution)[:, -1], expected, rtol=1e-2)
 
 
 def test_diffraxs_own_options():
@@ -201,12 +203,13 @@ def test_diffraxs_own_options():
     )
     assert jnp.all((tangent > 0) & (tangent < 1))
     with pytest.raises(TypeError):
-        hl.solve(layer, jnp.ones(2), 1.0, no_such_option=1)
+        hl.solve(layer, jnp.ones(2), 1.0, no_such_option=1)  # pyright: ignore[reportCallIssue]
 
 
 def test_progress_is_shown(capfd):
     meter = diffrax.TextProgressMeter(minimum_increase=0.1)
-    hl.solve(hl.TanhLayer(2), jnp.ones((3, 2)), 10.0, progress_meter=meter).ys.block_until_ready()
+    solution = hl.solve(hl.TanhLayer(2), jnp.ones((3, 2)), 10.0, progress_meter=meter)
+    jax.block_until_ready(solution)
     jax.effects_barrier()
     shown = capfd.readouterr().out.split()
     assert shown[0] == "0.00%"
@@ -214,15 +217,13 @@ def test_progress_is_shown(capfd):
 
 
 def test_ten_thousand_units_without_a_matrix():
-    # Its 10⁴ × 10⁴ numbers alone would be 800 MB.
+    # A Jacobian of 10⁴ × 10⁴ numbers would take 800 MB.
     layer = hl.ExpLayer(10_000)
     solver = diffrax.Kvaerno3(root_finder=hl.newton_krylov())
-    end = lambda x0: hl.solve(layer, x0, 100.0, solver=solver).ys[-1]
-    run = jax.jit(end, compiler_options=OPTIMIZED)
     x0 = jnp.linspace(-3.0, 1.0, 10_000)
-    compiled = run.lower(x0).compile()
-    assert 1e5 < compiled.memory_analysis().temp_size_in_bytes < 5e7
-    np.testing.assert_allclose(compiled(x0), jnp.zeros(10_000), atol=1e-6)
+    program = compiled(lambda x0: saved(hl.solve(layer, x0, 100.0, solver=solver))[-1], x0)
+    assert 1e5 < temporary_bytes(program) < 5e7
+    np.testing.assert_allclose(program(x0), jnp.zeros(10_000), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (2,), (2, 3), (2, 0, 3)])
@@ -230,30 +231,34 @@ def test_batches(batch):
     layer = hl.SoftmaxLayer((2, 3), bias=jnp.ones((2, 3)))
     x0 = jr.normal(jr.key(0), (*batch, 2, 3))
     solution = hl.solve(layer, x0, 1.0, inputs=0.1 * x0)
-    assert solution.ys.shape == (*batch, 1, 2, 3)
-    assert solution.ts.shape == (*batch, 1)
-    assert layer.energy(solution.ys).shape == (*batch, 1)
+    assert saved(solution).shape == (*batch, 1, 2, 3)
+    assert saved_times(solution).shape == (*batch, 1)
+    assert layer.energy(saved(solution)).shape == (*batch, 1)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2)])
 def test_unusual_shapes(shape):
     layer = hl.TanhLayer(shape)
     solution = hl.solve(layer, jnp.ones((2, *shape)), 30.0)
-    np.testing.assert_allclose(solution.ys, jnp.zeros((2, 1, *shape)), atol=1e-5)
+    np.testing.assert_allclose(saved(solution), jnp.zeros((2, 1, *shape)), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.int32, bool])
 def test_states_are_solved_in_float32_at_least(dtype):
     solution = hl.solve(hl.TanhLayer(2), jnp.ones(2, dtype), 1.0)
     wide = jnp.float64 if dtype in (jnp.int32, bool) else jnp.float32
-    assert solution.ys.dtype == wide
+    assert saved(solution).dtype == wide
 
 
 class Pair(hl.AbstractEnergyModel):
     """Two identity layers joined by −x·W·y, as a user might write it."""
 
-    W: jax.Array
-    tau: dict
+    W: Array
+    tau: dict[str, Array]
+
+    def __init__(self, W: Array, tau: dict[str, Array]):
+        self.W = W
+        self.tau = tau
 
     def energy(self, x):
         return jnp.sum(x["a"] ** 2) / 2 + jnp.sum(x["b"] ** 2) / 2 - x["a"] @ self.W @ x["b"]
@@ -280,11 +285,12 @@ def test_a_users_own_model():
         rtol=1e-12,
         atol=1e-13,
     ).y[:, -1]
-    for flow in ("state", "activation"):  # H is the identity: they are the same
-        ys = hl.solve(model, x0, 2.0, flow=flow, inputs=inputs, stepsize_controller=TIGHT).ys
+    for flow in ("state", "activation"):  # the same, as H is the identity
+        ys = saved(hl.solve(model, x0, 2.0, flow=flow, inputs=inputs, stepsize_controller=TIGHT))
         np.testing.assert_allclose(np.concatenate([ys["a"][-1], ys["b"][-1]]), expected, atol=1e-8)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_input():
     layer, x0 = hl.TanhLayer(3), jnp.ones(3)
     with pytest.raises(ValueError, match=r"t1 > t0.*t0 = 1.*t1 = 1"):
@@ -294,7 +300,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="finite x0, got 2 NaN or infinite of 3"):
         hl.solve(layer, jnp.array([jnp.nan, jnp.inf, 0.0]), 1.0)
     with pytest.raises(ValueError, match=r'flow="state" or flow="activation", got \'up\''):
-        hl.solve(layer, x0, 1.0, flow="up")
+        hl.solve(layer, x0, 1.0, flow="up")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"\*batch, 3\), got \(2, 4\)"):
         hl.solve(layer, jnp.ones((2, 4)), 1.0)
     with pytest.raises(TypeError, match="real numbers, got complex128"):
@@ -308,7 +314,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"numbers, got shapes \(\) and \(2,\)"):
         hl.solve(layer, x0, jnp.ones(2))
     with pytest.raises(TypeError, match="Expected an AbstractEnergyModel"):
-        hl.solve(hl.LTanh(), x0, 1.0)
+        hl.solve(hl.LTanh(), x0, 1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="dt0"):
         hl.solve(layer, x0, 1.0, stepsize_controller=diffrax.ConstantStepSize())
     with pytest.raises(eqx.EquinoxRuntimeError, match="max_steps"):
@@ -319,10 +325,10 @@ def test_bad_input():
 
 
 def test_values_out_of_range():
-    # Where they don't overflow they are right, and where they do there is an error.
+    # Large values are right as long as nothing overflows, and then there is an error.
     x0 = jnp.array([1e30, 1.0], jnp.float32)
     solution = hl.solve(hl.IdentityLayer(2), x0, 1.0, flow="activation")
-    np.testing.assert_allclose(solution.ys[-1], jnp.exp(-1) * x0, rtol=1e-4)
+    np.testing.assert_allclose(saved(solution)[-1], jnp.exp(-1) * x0, rtol=1e-4)
     euler = {"solver": diffrax.Euler(), "stepsize_controller": diffrax.ConstantStepSize()}
     with pytest.raises(eqx.EquinoxRuntimeError, match=r"left the range of float32.*float64"):
         hl.solve(hl.ExpLayer(1), jnp.array([200.0], jnp.float32), 1.0, dt0=0.1, **euler)
@@ -332,7 +338,7 @@ def test_values_out_of_range():
     np.testing.assert_array_equal(hl.EnergyFlow(hl.IdentityLayer(2), "activation")(0.0, x), -x)
 
 
-def test_bad_input_known_to_jit_alone():
+def test_bad_input_traced_by_jit():
     solve = eqx.filter_jit(lambda x0, t1: hl.solve(hl.TanhLayer(3), x0, t1).ys)
     with pytest.raises(eqx.EquinoxRuntimeError, match="finite x0"):
         solve(jnp.array([0.0, jnp.nan, 1.0]), jnp.array(1.0))

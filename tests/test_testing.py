@@ -1,4 +1,4 @@
-"""The kit of laws accuses what is wrong, of the right law, and nothing that is right."""
+"""The laws reject every wrong model, each by the law that it breaks, and no right one."""
 
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from hopfield_layers.testing import (
     assert_gradients,
     assert_lagrangian,
     check_lagrangian,
+    energy_bound,
     lagrangians,
     LAWS,
     layers,
@@ -33,7 +34,7 @@ from . import zoo
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
-def accused(check, **arguments):
+def broken_laws(check, **arguments):
     """The laws that `check` finds broken, by the first one of each drawn example."""
     laws = set()
 
@@ -54,6 +55,8 @@ BESIDES = {
     "log-sum-ReLU, concave": {"Fenchel–Young"},
     "layer norm with γ < 0": {"Fenchel–Young"},
     "a double well": {"Fenchel–Young"},
+    # The variance of equal units far out is a difference of large squares.
+    "layer norm of the rows, Lagrangian of the whole": {"convex"},
     "a dent that midpoints step over": {"convex"},
     "another branch under jit": {"gradient"},
     "units uphill": {"descent"},
@@ -66,9 +69,9 @@ def test_wrong_lagrangians(name):
     shape = (2, 3) if "rows" in name else (5,)
     drawn = states(shape, dtype=jnp.float32, extremes=False)
     if law == "gradients":
-        laws = accused(lambda x: assert_gradients(lagrangian, x), x=drawn)
+        laws = broken_laws(lambda x: assert_gradients(lagrangian, x), x=drawn)
     else:
-        laws = accused(lambda x, y: assert_lagrangian(lagrangian, x, y), x=drawn, y=drawn)
+        laws = broken_laws(lambda x, y: assert_lagrangian(lagrangian, x, y), x=drawn, y=drawn)
     assert law in laws
     assert laws <= {law} | BESIDES.get(name, set())
 
@@ -79,11 +82,11 @@ def test_wrong_models(name):
     shape = model.layer.shape if isinstance(model, zoo.WrongModel) else (5,)
     drawn = states(shape, scale=1.0)
     if law == "gradients":
-        laws = accused(lambda x: assert_gradients(model, x), x=drawn)
+        laws = broken_laws(lambda x: assert_gradients(model, x), x=drawn)
     elif "bound" in keywords:
-        laws = accused(lambda x: assert_energy_bounded(model, x, **keywords), x=drawn)
+        laws = broken_laws(lambda x: assert_energy_bounded(model, x, **keywords), x=drawn)
     else:
-        laws = accused(lambda x: assert_energy_descends(model, x, **keywords), x=drawn)
+        laws = broken_laws(lambda x: assert_energy_descends(model, x, **keywords), x=drawn)
     assert law in laws
     assert laws <= {law} | BESIDES.get(name, set())
 
@@ -109,7 +112,7 @@ def test_a_violation_says_what_where_and_by_how_much():
     assert "x = [1., 2., 8.]" in text
 
 
-def test_right_sides_are_not_accused_where_nothing_can_be_said():
+def test_undecided_laws_are_not_violated():
     # Where L, g and E leave the range, at kinks, and where a row is NaN from the start.
     huge = jnp.full(3, 3e38, jnp.float32)
     assert_lagrangian(hl.LExp(), huge, -huge)
@@ -121,17 +124,56 @@ def test_right_sides_are_not_accused_where_nothing_can_be_said():
     assert_energy_bounded(hl.ExpLayer(3), 1e3 * jnp.ones(3))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_assumptions_of_the_bounds(kind):
+    h = np.random.default_rng(0).normal(scale=3.0, size=(50, 4))
+    lagrangian = kind()
+    if kind not in (hl.LLayerNorm, hl.LSphericalNorm):
+        assert np.all(jax.vmap(lagrangian.activation)(jnp.abs(h)) >= 0)
+        values, at_absolutes = (jax.vmap(lagrangian)(x) for x in (h, jnp.abs(h)))
+        assert np.all(values <= at_absolutes + 1e-12)
+
+
+def test_there_is_no_bound_for_unknown_synapses():
+    layers = {"a": hl.TanhLayer(3)}
+    hidden = hl.HiddenSynapse([3], 2, Ws=[jnp.ones((3, 2))], hidden_lagrangian=jnp.sum)
+    for synapse in (hidden, lambda g: -jnp.sum(g)):
+        assert energy_bound(hl.HAM(layers, {"s": synapse}, [(("a",), "s")])) is None
+    known = hl.HiddenSynapse([3], 2, Ws=[jnp.ones((3, 2))], hidden_lagrangian=hl.LSoftmax())
+    bound = energy_bound(hl.HAM(layers, {"s": known}, [(("a",), "s")]))
+    assert bound is not None
+    np.testing.assert_allclose(bound, -3 - np.log(2))
+
+
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_arguments():
+    layer = hl.TanhLayer(3)
     with pytest.raises(ValueError, match="one shape and dtype"):
         assert_lagrangian(hl.LTanh(), jnp.zeros(3), jnp.zeros(4))
-    with pytest.raises(TypeError, match="AbstractEnergyModel"):
-        assert_energy_bounded(hl.LTanh(), jnp.zeros(3))
+    for accept in (
+        lambda: check_lagrangian(layer),
+        lambda: assert_lagrangian(layer, jnp.zeros(3), jnp.zeros(3)),
+        lambda: layers(layer),
+    ):
+        with pytest.raises(TypeError, match=r"got a Layer: pass layer\.lagrangian, or .*bounded"):
+            accept()
+    for accept in (
+        lambda: assert_energy_bounded(hl.LTanh(), jnp.zeros(3)),  # pyright: ignore[reportArgumentType]
+        lambda: assert_energy_descends(hl.LTanh(), jnp.zeros(3)),  # pyright: ignore[reportArgumentType]
+        lambda: energy_bound(hl.LTanh()),  # pyright: ignore[reportArgumentType]
+    ):
+        match = r"AbstractEnergyModel, Layer\(lagrangian, shape\) .* got LTanh"
+        with pytest.raises(TypeError, match=match):
+            accept()
+    with pytest.raises(TypeError, match="Expected a Lagrangian or a convex callable, got 3"):
+        assert_gradients(3, jnp.zeros(3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="Expected a bound: none is known for this WrongModel"):
         assert_energy_bounded(zoo.WrongModel(), jnp.zeros(5))
-    with pytest.raises(TypeError, match="a model, a shape or a tree of arrays"):
-        states(lambda x: x)
+    for model in (lambda x: x, hl.LTanh(), zoo.WrongModel()):
+        with pytest.raises(TypeError, match="a model, a shape or a tree of arrays"):
+            states(model)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="LTanh has no parameter 'bta'"):
-        find(lagrangians(hl.LTanh, bta=3.0), lambda _: True)
+        lagrangians(hl.LTanh, bta=3.0)
     with pytest.raises(ValueError, match=r"a graph of \['hypergraph', .*, got 'dense'"):
         find(networks("dense"), lambda _: True)
 
@@ -147,7 +189,7 @@ def simplest(strategy, condition):
     return hypothesis.find(strategy, condition, settings=hypothesis.settings(max_examples=2000))
 
 
-def test_states_have_what_breaks_things():
+def test_states_have_special_values():
     drawn = states((3,), dtype=jnp.float32).map(np.asarray)
     info = np.finfo(np.float32)
     assert find(drawn, lambda x: np.all(x == 0)).shape == (3,)
@@ -219,7 +261,7 @@ def test_a_report_of_a_wrong_lagrangian():
         (lambda x: jnp.sum(x**2) if jnp.sum(x) > 0 else jnp.sum(x), "jit"),
     ],
 )
-def test_a_report_of_what_can_not_be_evaluated(lagrangian, law):
+def test_a_report_of_a_lagrangian_that_raises_errors(lagrangian, law):
     report = check_lagrangian(lagrangian)
     assert [finding.law for finding in report.findings] == [law]
     assert not report.ok

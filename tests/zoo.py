@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -12,29 +13,38 @@ import hopfield_layers as hl
 
 
 class Wrong(hl.AbstractLagrangian):
-    """A Lagrangian of these parts: those not given come from the first, which is L."""
+    """A Lagrangian made of functions of (x, β): without g or e, these follow from L."""
 
     value: Callable
     g: Callable | None
     e: Callable | None
     beta: jax.Array
+    axes: tuple[int, ...] | None = eqx.field(static=True)
 
-    def __init__(self, value, g=None, e=None, beta=2.0):
+    def __init__(self, value, g=None, e=None, beta=2.0, axes=None):
         # A Partial is a pytree, so that this is an argument of jax.jit.
-        parts = (jax.tree_util.Partial(part) if part else None for part in (value, g, e))
-        self.value, self.g, self.e = parts
+        self.value = jax.tree_util.Partial(value)
+        self.g = jax.tree_util.Partial(g) if g else None
+        self.e = jax.tree_util.Partial(e) if e else None
         self.beta = jnp.asarray(beta)
+        self.axes = axes
+
+    def _beta(self, x):
+        return self.beta.astype(jnp.result_type(x))
 
     def __call__(self, x):
-        return self.value(x, self.beta.astype(x.dtype))
+        return self.value(x, self._beta(x))
 
     def activation(self, x):
-        return self.g(x, self.beta.astype(x.dtype)) if self.g else jax.grad(self)(x)
+        return self.g(x, self._beta(x)) if self.g else jax.grad(self)(x)
 
     def energy(self, x):
         if self.e:
-            return self.e(x, self.beta.astype(x.dtype))
+            return self.e(x, self._beta(x))
         return jnp.sum(x * self.activation(x)) - self(x)
+
+    def coupled_axes(self, ndim):
+        return tuple(range(ndim)) if self.axes is None else self.axes
 
 
 def log_cosh(x, beta):
@@ -48,20 +58,20 @@ def half_square(x, beta):
 
 
 @jax.custom_batching.custom_vmap
-def _of_the_batch(x):
+def _sum_over_batch(x):
     return jnp.sum(x**2)
 
 
-@_of_the_batch.def_vmap
+@_sum_over_batch.def_vmap
 def _(axis_size, in_batched, x):
     return jnp.full(axis_size, jnp.sum(x**2)), True
 
 
-_sum_of_squares = jax.custom_jvp(_of_the_batch)
+_sum_of_squares = jax.custom_jvp(_sum_over_batch)
 _sum_of_squares.defjvp(lambda x, dx: (_sum_of_squares(*x), 2 * jnp.sum(x[0] * dx[0])))
 
 
-# L, and for some g and E, as functions of (x, β); and the law.
+# The Lagrangian and the law.
 LAGRANGIANS = {
     "log-sum-ReLU, concave": (Wrong(lambda x, b: jnp.log1p(jnp.sum(jnp.maximum(x, 0)))), "convex"),
     "layer norm with γ < 0": (Wrong(lambda x, b: -jnp.sqrt(jnp.var(x) + 1e-5)), "convex"),
@@ -90,6 +100,21 @@ LAGRANGIANS = {
             lambda x, b: hl.LLayerNorm().activation(x),
         ),
         "gradient",
+    ),
+    "softmax that declares its units uncoupled": (
+        Wrong(lambda x, b: jax.nn.logsumexp(b * x) / b, axes=()),
+        "coupling",
+    ),
+    "softmax of the whole that declares rows": (
+        Wrong(lambda x, b: jax.nn.logsumexp(b * x) / b, axes=(-1,)),
+        "coupling",
+    ),
+    "a threshold on two units that declares them uncoupled": (
+        Wrong(
+            lambda x, b: half_square(x, b) + jnp.maximum(-x[0] - x[1] - 1, 0) ** 2 / 2,
+            axes=(),
+        ),
+        "coupling",
     ),
     "ln cosh that overflows": (
         Wrong(lambda x, b: jnp.sum(jnp.log(jnp.cosh(b * x))) / b),
@@ -151,20 +176,20 @@ LAYER = hl.TanhLayer(5, beta=2.0, tau=0.5, bias=BIAS)
 
 
 class WrongModel(hl.AbstractEnergyModel):
-    """A layer in which something is something else, as a function of the layer and x."""
+    """A layer whose methods are replaced by functions of the layer and x."""
 
     layer: hl.Layer
-    parts: dict
+    replaced: dict
     tau: jax.Array
 
-    def __init__(self, layer=LAYER, tau=0.5, **parts):
+    def __init__(self, layer=LAYER, tau=0.5, **replaced):
         self.layer, self.tau = layer, jnp.asarray(tau)
-        self.parts = {name: jax.tree_util.Partial(part) for name, part in parts.items()}
+        self.replaced = {name: jax.tree_util.Partial(fn) for name, fn in replaced.items()}
 
     def _get(self, name, x):
-        return (
-            self.parts[name](self.layer, x) if name in self.parts else getattr(self.layer, name)(x)
-        )
+        if name in self.replaced:
+            return self.replaced[name](self.layer, x)
+        return getattr(self.layer, name)(x)
 
     def energy(self, x):
         return self._get("energy", x)
@@ -180,6 +205,9 @@ class Slow(hl.AbstractEnergyModel):
     """Identity units that ignore their time constants."""
 
     layers: dict
+
+    def __init__(self, layers):
+        self.layers = layers
 
     @property
     def tau(self):
@@ -202,7 +230,7 @@ def _legendre(g, x, value):
 
 @_legendre.defjvp
 def _(primals, tangents):
-    # The value's share is forgotten, so that g is left where H u is right.
+    # Without the tangent of the value, the slope is H x + g instead of H u.
     (g, x, value), (dg, dx, _) = primals, tangents
     return _legendre(g, x, value), jnp.sum(g * dx + x * dg, axis=-1)
 

@@ -3,6 +3,6 @@
 from .descent import energy_descent as energy_descent
 from .exponential import ETD2RK as ETD2RK, ETD4RK as ETD4RK
 from .flow import EnergyFlow as EnergyFlow
-from .implicit import newton_krylov as newton_krylov
+from .newton_krylov import newton_krylov as newton_krylov
 from .relax import relax as relax, Relaxation as Relaxation
 from .solve import solve as solve

@@ -1,35 +1,42 @@
 """Step size control by the energy."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from .flow import EnergyFlow, total
+from ..model import AbstractEnergyModel
+from .flow import EnergyFlow
+from .problems import check_tools
+from .state_trees import sum_over_units, tree_where
 
 
-def energy_descent(controller: Any, model: Any) -> diffrax.AbstractStepSizeController:
+_T = TypeVar("_T")
+
+
+def energy_descent(
+    controller: diffrax.AbstractStepSizeController, model: AbstractEnergyModel | EnergyFlow
+) -> diffrax.AbstractStepSizeController:
     """Rejects every step on which the energy rises, and makes it shorter: E(x₁) ≤ E(x₀).
 
     Descent then holds on the accepted steps by construction, for every solver and for constant
     steps of any size. Where E(x₁) − E(x₀) drowns in the rounding of E, its sign is that of
-    ½ Σ (u₀ + u₁)(g₁ − g₀), which doesn't cancel; where that drowns too the step is accepted, so
-    that nothing is rejected for ever. A step costs one evaluation of the energy, and one of ∂E/∂g
-    and g where the solver doesn't end its steps with these.
+    ½ Σ (u₀ + u₁)(g₁ − g₀), which doesn't cancel; if that is below rounding too, the step is
+    accepted, so that no step is rejected for ever. A step costs one evaluation of the energy, and
+    one of ∂E/∂g and g where the solver doesn't end its steps with these.
 
     **Arguments:**
 
     - `controller`: any diffrax step size controller, adaptive or constant. Constant steps become
-        shorter where they must, and meet their grid again.
+        shorter where they must, and return to multiples of dt0.
     - `model`: the model that is solved. In your own `diffrax.diffeqsolve` its
         [`hopfield_layers.EnergyFlow`][] if there are inputs; they must not depend on t.
 
-    **Returns:**
-
-    A step size controller for `diffrax.diffeqsolve`, [`hopfield_layers.solve`][] and
+    **Returns:** a step size controller for `diffrax.diffeqsolve`, [`hopfield_layers.solve`][] and
     [`hopfield_layers.relax`][], for t1 > t0.
 
     **Raises:** `TypeError` if the arguments are not as above; `ValueError` for inputs that depend
@@ -50,147 +57,133 @@ def energy_descent(controller: Any, model: Any) -> diffrax.AbstractStepSizeContr
 
     ```
     """
-    if not isinstance(controller, diffrax.AbstractStepSizeController):
-        raise TypeError(f"Expected a step size controller of diffrax, got {controller!r}.")
-    flow = model if isinstance(model, EnergyFlow) else EnergyFlow(model)
-    _check_inputs(flow)
+    check_tools(None, controller)
+    field = model if isinstance(model, EnergyFlow) else EnergyFlow(model)
+    descent = _ConstantDescent(controller, field)
     if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
-        return _AdaptiveDescent(controller, flow)  # pyright: ignore[reportCallIssue]
-    return _ConstantDescent(controller, flow)
+        tolerances = {name: getattr(controller, name) for name in ("rtol", "atol", "norm")}
+        descent = _AdaptiveDescent(controller=controller, field=field, **tolerances)
+    return descend_along(field, descent)
 
 
-def descend_on(controller: PyTree, flow: EnergyFlow) -> PyTree:
-    """`controller`, with its energies those of the flow that is solved, inputs and all."""
+def descend_along(field: EnergyFlow, controller: _T) -> _T:
+    """`controller` with the energies of this vector field, those of its inputs included."""
 
-    def of_flow(node):
+    def replace(node):
         if not is_descent(node):
             return node
-        _check_inputs(flow)
-        return eqx.tree_at(lambda c: c.flow, node, flow)
+        if callable(field.inputs):
+            raise ValueError("The energy may rise with inputs that depend on t: expected arrays.")
+        return eqx.tree_at(lambda c: c.field, node, field)
 
-    return jax.tree.map(of_flow, controller, is_leaf=is_descent)
+    return jax.tree.map(replace, controller, is_leaf=is_descent)
 
 
-def is_descent(node: Any) -> bool:
+def is_descent(node: object) -> bool:
     """Whether this is a controller of [`hopfield_layers.energy_descent`][]."""
     return isinstance(node, _AbstractDescent)
 
 
-def _check_inputs(flow: EnergyFlow) -> None:
-    if callable(flow.inputs):
-        raise ValueError("The energy may rise with inputs that depend on t: expected arrays.")
+class StepEnd(eqx.Module):
+    """What tells at the two ends of a step whether the energy falls; it is not differentiated."""
+
+    g: PyTree[Array]
+    u: PyTree[Array]
+    energy: Float[Array, "*batch"]
 
 
-_SHRINK, _GROW = 0.25, 2.0
+def step_end(field: EnergyFlow, t: Array, x: PyTree, u: PyTree | None = None) -> StepEnd:
+    """The end of a step at the state x, where u may be known already."""
+    field, x, u = without_derivatives((field, x, u))
+    u = field.drive(t, x) if u is None else u
+    return StepEnd(field.model.activations(x), u, field.energy(t, x))
 
 
-class Point(eqx.Module):
-    """What tells, at the ends of a step, whether it leads downhill; not differentiated."""
-
-    g: PyTree
-    u: PyTree
-    energy: Array
-
-
-def point(flow: EnergyFlow, t: Any, x: PyTree, u: PyTree = None) -> Point:
-    """That of the state x, where u may be known already."""
-    constant = lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf
-    flow, x, u = jax.tree.map(constant, (flow, x, u))
-    u = flow.drive(t, x) if u is None else u
-    return Point(flow.model.activations(x), u, flow.energy(t, x))
+def without_derivatives(tree: _T) -> _T:
+    """The tree, whose arrays are constants for differentiation."""
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), static)
 
 
 class _DescentState(eqx.Module):
-    start: Point
-    inner: PyTree  # the controller's own state
-    end: Array  # where the controller wants the step to end
+    start: StepEnd
+    inner: PyTree  # the state of the wrapped controller
+    end: Array  # where the wrapped controller wants the step to end
     longest: Array  # the longest step that the energy allows
 
 
 class _AbstractDescent(diffrax.AbstractStepSizeController):
     """Rejects steps on which the energy rises, and leaves the others to `controller`."""
 
-    controller: eqx.AbstractVar[Any]
-    flow: eqx.AbstractVar[EnergyFlow]
+    controller: eqx.AbstractVar[diffrax.AbstractStepSizeController]
+    field: eqx.AbstractVar[EnergyFlow]
 
     def wrap(self, direction):
         return eqx.tree_at(lambda c: c.controller, self, self.controller.wrap(direction))
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order, start=None):
+        """As the wrapped controller; `start` is the end of the step before the first, if known."""
         end, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         end = jnp.asarray(end, jnp.result_type(t0, t1))
-        start = point(self.flow, t0, y0) if start is None else start
+        start = step_end(self.field, t0, y0) if start is None else start
         return end, _DescentState(start, inner, end, jnp.full_like(end, jnp.inf))
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state, after=None
     ):
-        """As the controller, unless the energy rises; `after` is the point at the end, if known."""
+        """As the wrapped controller, unless the energy rises; `after` is the new end, if known."""
         state: _DescentState = controller_state
         keep, next_t0, end, made_jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
         )
         if not isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController):
-            # A step that was made shorter doesn't count before it gets where it was to end.
+            # A step that was shortened only counts once it has reached its intended end.
             arrived = t1 >= state.end
             next_t0 = t1
-            end, inner = where(arrived, (end, inner), (state.end, state.inner))
-        after = point(self.flow, t1, y1_candidate) if after is None else after
-        falls = _falls(y0, state.start, y1_candidate, after)
+            end, inner = tree_where(arrived, (end, inner), (state.end, state.inner))
+        after = step_end(self.field, t1, y1_candidate) if after is None else after
+        falls = _energy_falls(y0, state.start, y1_candidate, after)
         uphill = keep & ~falls
-        end, inner = where(uphill, (state.end, state.inner), (end, inner))
+        end, inner = tree_where(uphill, (state.end, state.inner), (end, inner))
         next_t0 = jnp.where(uphill, t0, next_t0)
         keep = keep & falls
-        longest = jnp.where(keep, _GROW * state.longest, state.longest)
-        longest = jnp.where(uphill, _SHRINK * (t1 - t0), longest)
+        longest = jnp.where(keep, 2 * state.longest, state.longest)
+        longest = jnp.where(uphill, (t1 - t0) / 4, longest)
         next_t1 = jnp.minimum(end, next_t0 + longest)
-        state = _DescentState(where(keep, after, state.start), inner, end, longest)
+        state = _DescentState(tree_where(keep, after, state.start), inner, end, longest)
         return keep, next_t0, next_t1, made_jump, state, result
 
 
 class _ConstantDescent(_AbstractDescent):
-    controller: Any
-    flow: EnergyFlow
+    controller: diffrax.AbstractStepSizeController
+    field: EnergyFlow
 
 
 class _AdaptiveDescent(_AbstractDescent, diffrax.AbstractAdaptiveStepSizeController):
-    controller: Any
-    flow: EnergyFlow
-
-    @property
-    def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.controller.rtol
-
-    @property
-    def atol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.controller.atol
-
-    @property
-    def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.controller.norm
+    controller: diffrax.AbstractStepSizeController
+    field: EnergyFlow
+    rtol: Any  # those of `controller`, which implicit solvers ask for
+    atol: Any
+    norm: Callable[[PyTree], Array]
 
 
-def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
-    """`jnp.where` of trees."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
-
-
-def _falls(x0: PyTree, start: Point, x1: PyTree, end: Point) -> Array:
-    """Whether the energy of no sample rises."""
+def _energy_falls(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: StepEnd) -> Array:
+    """Whether the energy of no sample rises by more than rounding explains."""
     rise = end.energy - start.energy
     eps = jnp.finfo(rise.dtype).eps
-    units = sum(x.size for x in jax.tree.leaves(x0)) // max(rise.size, 1)
+    num_units = sum(x.size for x in jax.tree.leaves(x0)) // max(rise.size, 1)
 
-    def size(x, point):
-        products = jax.tree.map(lambda x, g: jnp.abs(x * g), x, point.g)
-        return jnp.abs(point.energy) + total(products, rise)
+    def size(x, step_end):
+        products = jax.tree.map(lambda x, g: jnp.abs(x * g), x, step_end.g)
+        return jnp.abs(step_end.energy) + sum_over_units(products, rise)
 
     def work(x0, x1, g0, g1, u0, u1):
-        u, turn = (u0 + u1) / 2, g1 - g0
-        noise = (abs(x0) + abs(x1)) * abs(turn) + abs(u) * (abs(g0) + abs(g1))
-        return u * turn - 8 * eps * noise
+        u, change = (u0 + u1) / 2, g1 - g0
+        noise = (abs(x0) + abs(x1)) * abs(change) + abs(u) * (abs(g0) + abs(g1))
+        return u * change - 8 * eps * noise
 
-    rounding = (8 + units**0.5) * eps * (size(x0, start) + size(x1, end))
+    rounding = (8 + num_units**0.5) * eps * (size(x0, start) + size(x1, end))
     works = jax.tree.map(work, x0, x1, start.g, end.g, start.u, end.u)
-    falls = jnp.where(rise < -rounding, True, (rise <= rounding) & (total(works, rise) <= 0))
+    downhill = sum_over_units(works, rise) <= 0
+    falls = jnp.where(rise < -rounding, True, (rise <= rounding) & downhill)
     return jnp.all(jnp.where(jnp.isfinite(rounding), falls, end.energy <= start.energy))

@@ -1,23 +1,29 @@
-"""What a Lagrangian is, and what the closed forms share."""
+"""What a Lagrangian is, and what the library's own share: conversions and parameter checks."""
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._arrays import as_float, check_range, widened
+from .._conversion import as_float, check_range, widened
+from .._numerics.floors import clipped, SMALLEST
 
 
-# What parameters must be greater than when they are given; any other need only be finite.
-_LEAST = {"n": 1.0, "p": 1.0, "alpha": 1.0, "scale": 0.0, "gamma": 0.0, "min_beta": 0.0}
+# Domains of numeric fields. `above` is checked at construction. At run time a value below `floor`
+# (or the field `min_<name>`) is replaced by it, and one above `ceiling` likewise.
+FINITE = {"above": -math.inf}
+POSITIVE = {"above": 0.0, "floor": SMALLEST}
+ABOVE_1 = {"above": 1.0, "floor": 1 + 1e-6}
+FLOOR = {"above": 0.0}
 
 
 class AbstractLagrangian(eqx.Module):
@@ -28,10 +34,13 @@ class AbstractLagrangian(eqx.Module):
     | `lagrangian(x)` | L(x), a scalar |
     | `lagrangian.activation(x)` | g = ∂L/∂x, of the shape of x |
     | `lagrangian.energy(x)` | E = Σ x·g − L(x) = L*(g), a scalar ≥ −L(0) |
+    | `lagrangian.coupled_axes(ndim)` | the axes of x along which gᵢ depends on xⱼ, j ≠ i |
 
-    A Lagrangian knows nothing of batches: [`hopfield_layers.Layer`][] adds leading axes, `jax.vmap`
-    does so for bare Lagrangians. For one of your own, subclass this and write all three; or pass a
-    plain callable wherever a Lagrangian is expected (see [`hopfield_layers.as_lagrangian`][]).
+    A Lagrangian takes one state and no batch axes: [`hopfield_layers.Layer`][] adds them, and
+    `jax.vmap` does so for bare Lagrangians. With arrays as parameters its methods are not hashable:
+    `jax.jit(lagrangian.energy)` fails, `equinox.filter_jit(lagrangian.energy)` works. To write one
+    of your own, subclass this and define all four methods, or pass a plain callable wherever a
+    Lagrangian is expected (see [`hopfield_layers.as_lagrangian`][]).
 
     Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and machine
     learning" (ICLR 2021), arXiv:2008.06996; Krotov, "Hierarchical associative memory",
@@ -47,6 +56,8 @@ class AbstractLagrangian(eqx.Module):
     ...         return x**3
     ...     def energy(self, x):
     ...         return 3 * jnp.sum(x**4) / 4
+    ...     def coupled_axes(self, ndim):
+    ...         return ()
     >>> print(hl.Layer(LQuartic(), 2).energy(jnp.array([1.0, 1.0])))
     1.5
 
@@ -54,82 +65,104 @@ class AbstractLagrangian(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(self, x: ArrayLike) -> Array:
+    def __call__(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, ""]:
         """L(x), a scalar."""
 
     @abc.abstractmethod
-    def activation(self, x: ArrayLike) -> Array:
+    def activation(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, "*state"]:
         """g = ∂L/∂x, of the shape of x."""
 
     @abc.abstractmethod
-    def energy(self, x: ArrayLike) -> Array:
-        """E = Σ x·g − L(x), a scalar."""
+    def energy(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, ""]:
+        """E = Σ x·g − L(x) = L*(g), a scalar ≥ −L(0)."""
 
+    @abc.abstractmethod
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
         """The axes of a state of `ndim` axes along which gᵢ depends on xⱼ, j ≠ i.
 
-        All of them unless overridden; none if g acts on each unit alone.
+        `()` if g acts on each unit alone, `tuple(range(ndim))` if on all units together.
         """
-        return tuple(range(ndim))
 
     def __repr__(self) -> str:
         return pformat(self)
 
 
-class AbstractClosedForm(AbstractLagrangian):
-    """A Lagrangian that is a sum of terms: one per unit, or one per row along an axis.
+class AbstractWideLagrangian(AbstractLagrangian):
+    """A Lagrangian whose formulas are pure functions of a state z in float32 or wider.
 
-    Subclasses write the terms for a state in float32 or wider; the results have the state's dtype.
+    The public methods convert a state of any real dtype and give results of its dtype. In the
+    formulas the scalar parameters have the dtype of z, and are within their domains.
     """
 
     def __check_init__(self):
-        for name, value in vars(self).items():
-            check_range(self, name, value, above=_LEAST.get(name, -math.inf))
+        for field in dataclasses.fields(self):
+            if "above" in field.metadata:
+                value = getattr(self, field.name)
+                check_range(self, field.name, value, above=field.metadata["above"])
 
     @abc.abstractmethod
-    def _value(self, z: Array) -> Array:
-        """The terms of L."""
+    def _value_terms(self, z: Array) -> Array:
+        """The terms of L, or their sum."""
 
     @abc.abstractmethod
-    def _activation(self, z: Array) -> Array:
+    def _activation_formula(self, z: Array) -> Array:
         """g."""
 
     @abc.abstractmethod
+    def _energy_terms(self, z: Array) -> Array:
+        """The terms of E, or their sum."""
+
+    def _in_domain(self, dtype: DTypeLike):
+        """The same Lagrangian with its scalar parameters in `dtype` and within their domains."""
+        domains = {f.name: f.metadata for f in dataclasses.fields(self) if "floor" in f.metadata}
+        if not domains:
+            return self
+        scalars = []
+        for name, domain in domains.items():
+            scalar = getattr(self, name)
+            if jnp.ndim(scalar) != 0:
+                raise ValueError(
+                    f"A Lagrangian's parameter is a scalar, got shape {jnp.shape(scalar)}: use "
+                    "jax.vmap for a batch of parameters."
+                )
+            floor = getattr(self, f"min_{name}", domain["floor"])
+            scalars.append(clipped(scalar.astype(dtype), floor, domain.get("ceiling", math.inf)))
+        return eqx.tree_at(lambda this: [getattr(this, name) for name in domains], self, scalars)
+
+    def _value(self, z: Array) -> Array:
+        return jnp.sum(self._in_domain(z.dtype)._value_terms(z))
+
+    def _activation(self, z: Array) -> Array:
+        return self._in_domain(z.dtype)._activation_formula(z)
+
     def _energy(self, z: Array) -> Array:
-        """The terms of E."""
+        return jnp.sum(self._in_domain(z.dtype)._energy_terms(z))
 
-    @abc.abstractmethod
-    def _sum(self, terms: Array) -> Array:
-        """Their sum."""
+    def __call__(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, ""]:
+        return self._converted(self._value, x)
 
-    def __call__(self, x: ArrayLike) -> Array:
+    def activation(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, "*state"]:
+        return self._converted(self._activation, x)
+
+    def energy(self, x: Shaped[ArrayLike, "*state"]) -> Float[Array, ""]:
+        return self._converted(self._energy, x)
+
+    def _converted(self, formula: Callable[[Array], Array], x: ArrayLike) -> Array:
         x = as_float(x)
+        # Called for its check alone: it raises an error for an axis that x doesn't have.
         self.coupled_axes(x.ndim)
-        return self._sum(self._value(widened(x))).astype(x.dtype)
-
-    def activation(self, x: ArrayLike) -> Array:
-        x = as_float(x)
-        self.coupled_axes(x.ndim)
-        return self._activation(widened(x)).astype(x.dtype)
-
-    def energy(self, x: ArrayLike) -> Array:
-        x = as_float(x)
-        self.coupled_axes(x.ndim)
-        return self._sum(self._energy(widened(x))).astype(x.dtype)
+        return formula(widened(x)).astype(x.dtype)
 
 
-class AbstractElementwise(AbstractClosedForm):
+class AbstractElementwise(AbstractWideLagrangian):
     """A Lagrangian with one term per unit."""
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
         return ()
 
-    def _sum(self, terms: Array) -> Array:
-        return jnp.sum(terms)
 
-
-class AbstractRowwise(AbstractClosedForm):
-    """A Lagrangian with one term per row along `axis`."""
+class AbstractRowwise(AbstractWideLagrangian):
+    """A Lagrangian that is a sum over the rows along `axis`."""
 
     axis: eqx.AbstractVar[int]
 
@@ -141,90 +174,20 @@ class AbstractRowwise(AbstractClosedForm):
             )
         return (self.axis % ndim,)
 
-    def _sum(self, terms: Array) -> Array:
-        # The terms have either sign: no partial sum may leave the range if the whole doesn't.
-        scale = 2.0 ** max(terms.size - 1, 0).bit_length()
-        total = jnp.sum(terms)
-        return jnp.where(jnp.isfinite(total), total, jnp.sum(terms / scale) * scale)
+
+class PureLagrangian(NamedTuple):
+    """L, g and E as functions of one state in float32 or wider, without conversions or checks."""
+
+    value: Callable[[Array], Array]
+    activation: Callable[[Array], Array]
+    energy: Callable[[Array], Array]
 
 
-class CallableLagrangian(AbstractLagrangian):
-    """A convex callable; its activation and energy come by automatic differentiation."""
-
-    parameters: PyTree
-    rest: Any = eqx.field(static=True)
-
-    def __init__(self, fn: Callable[..., Any]):
-        self.parameters, self.rest = eqx.partition(fn, eqx.is_array)
-
-    def _value(self, z: Array) -> Array:
-        fn: Any = eqx.combine(self.parameters, self.rest)
-        value = jnp.asarray(fn(z))
-        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(
-                "A Lagrangian returns a real scalar, its sum over all units; the given callable "
-                f"returned {value.dtype}{list(value.shape)} for a state of shape {z.shape}."
-            )
-        return value.astype(z.dtype)
-
-    def __call__(self, x: ArrayLike) -> Array:
-        x = as_float(x)
-        return self._value(widened(x)).astype(x.dtype)
-
-    def activation(self, x: ArrayLike) -> Array:
-        x = as_float(x)
-        return jax.grad(self._value)(widened(x)).astype(x.dtype)
-
-    def energy(self, x: ArrayLike) -> Array:
-        x = as_float(x)
-        z = widened(x)
-        value, g = jax.value_and_grad(self._value)(z)
-        product = jnp.sum(z * g)
-        # Where both overflow so does E, of a callable that grows faster than |x|.
-        beyond = (product == jnp.inf) & (value == jnp.inf)
-        return jnp.where(beyond, jnp.inf, product - value).astype(x.dtype)
-
-    def __repr__(self) -> str:
-        return f"as_lagrangian({pformat(eqx.combine(self.parameters, self.rest))})"
-
-
-def as_lagrangian(fn: Any) -> AbstractLagrangian:
-    """Makes a Lagrangian of a plain convex callable; a Lagrangian is returned as it is.
-
-    g = ∇fn(x) and E = Σ x·g − fn(x) come by automatic differentiation, so they are as accurate as
-    `fn` and its derivative are. The arrays in a callable that is a pytree (an `eqx.Module`, a
-    `jax.tree_util.Partial`) stay trainable parameters; a function is compared by identity, so a new
-    lambda compiles anew.
-
-    **Arguments:**
-
-    - `fn`: a convex function from a state of any shape to a real scalar.
-
-    **Returns:**
-
-    An [`hopfield_layers.AbstractLagrangian`][], a valid argument of `jax.jit`.
-
-    **Raises:** `TypeError` if `fn` is not callable, `ValueError` when it returns no real scalar.
-
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> huber = hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(1 + x**2)))
-    >>> print(hl.Layer(huber, 3).energy_bound())
-    -3.0
-
-    ```
-    """
-    if isinstance(fn, AbstractLagrangian):
-        return fn
-    if isinstance(fn, type):
-        raise TypeError(
-            f"Expected a Lagrangian, got the class {fn.__name__}: pass an instance, "
-            f"{fn.__name__}(...), or set init_lagrangian=True."
-        )
-    if not callable(fn):
-        raise TypeError(f"Expected a Lagrangian or a convex callable, got {fn!r}.")
-    return CallableLagrangian(fn)
+def pure(lagrangian: AbstractLagrangian) -> PureLagrangian:
+    """The formulas behind the public methods, or for a user's own Lagrangian the methods."""
+    if isinstance(lagrangian, AbstractWideLagrangian):
+        return PureLagrangian(lagrangian._value, lagrangian._activation, lagrangian._energy)
+    return PureLagrangian(lagrangian.__call__, lagrangian.activation, lagrangian.energy)
 
 
 def pformat(module: PyTree) -> str:
@@ -237,14 +200,3 @@ def pformat(module: PyTree) -> str:
         return float(str(np.asarray(leaf)))  # the shortest digits of its own dtype
 
     return eqx.tree_pformat(jax.tree.map(show, module))
-
-
-def cast(parameter: Array, z: Array, floor: float) -> Array:
-    """A scalar parameter in the dtype of `z`, or `floor` where it is below."""
-    if jnp.ndim(parameter) != 0:
-        raise ValueError(
-            f"A Lagrangian's parameter is a scalar, got shape {jnp.shape(parameter)}: use jax.vmap "
-            "for a batch of parameters."
-        )
-    parameter = parameter.astype(z.dtype)
-    return jnp.where(parameter < floor, floor, parameter)

@@ -1,86 +1,82 @@
-"""Lagrangians whose activation grows exponentially with each unit."""
+"""Lagrangians with an exponential of each unit: LExp, LRexp, LCosh, LTanh, LSigmoid."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._arrays import as_float
-from .base import AbstractElementwise, cast
-from .special import exp, expm1, magnitude, scaled_exp, sinh
+from .._conversion import as_float
+from .._numerics import elementary, saturation
+from .._numerics.elementary import positive_part, scaled_exp
+from .base import AbstractElementwise, FLOOR, POSITIVE
 
 
 class LExp(AbstractElementwise):
     """L = Σ exp(βx)/β, g = exp(βx), E = Σ (x − 1/β) exp(βx) ≥ −N/β for N units.
 
-    The units of a dense associative memory with exponential capacity. In float32 g overflows at
-    βx = 88.7, in float64 at 709.
+    The units of a dense associative memory with exponential capacity; g overflows at βx = 88.7 in
+    float32, at 709 in float64. Source: Demircigil et al., "On a model of associative memory with
+    huge storage capacity" (2017), arXiv:1702.01929.
 
     **Arguments:**
 
-    - `beta`: the inverse temperature β, in units of 1/x.
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `min_beta`: β below this acts as this.
 
-    Source: Demircigil et al., "On a model of associative memory with huge storage capacity"
-    (2017), arXiv:1702.01929.
+    **Raises:** `ValueError` if β ≤ 0.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LExp(beta=2.0).energy(jnp.zeros(4)))
-    -2.0
+    >>> print(hl.LExp(beta=2.0).energy(0.0))
+    -0.5
 
     ```
     """
 
-    beta: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
-    def _value(self, z):
-        beta = cast(self.beta, z, self.min_beta)
-        return scaled_exp(1 / beta, beta * z)
+    def _value_terms(self, z):
+        return scaled_exp(1 / self.beta, self.beta * z)
 
-    def _activation(self, z):
-        return exp(cast(self.beta, z, self.min_beta), z)
+    def _activation_formula(self, z):
+        return elementary.exp(self.beta, z)
 
-    def _energy(self, z):
-        beta = cast(self.beta, z, self.min_beta)
-        return scaled_exp(z - 1 / beta, beta * z)
+    def _energy_terms(self, z):
+        return scaled_exp(z - 1 / self.beta, self.beta * z)
 
 
 class LRexp(AbstractElementwise):
     """L = Σ (exp(βx₊)/β − x₊), g = exp(βx₊) − 1, E = Σ (x₊ − 1/β) exp(βx₊) ≥ −N/β for N units.
 
-    Rectified exponential units: as in [`hopfield_layers.LExp`][], but dead at x ≤ 0.
+    Rectified exponential units: as in [`hopfield_layers.LExp`][], with g = 0 for x ≤ 0.
 
     **Arguments:**
 
-    - `beta`: the inverse temperature β, in units of 1/x.
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if β ≤ 0.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LRexp(beta=2.0).energy(jnp.zeros(4)))
-    -2.0
+    >>> print(hl.LRexp(beta=2.0).energy(-1.0))
+    -0.5
 
     ```
     """
 
-    beta: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
-    def _value(self, z):
-        beta = cast(self.beta, z, self.min_beta)
-        z = jnp.where(z <= 0, 0, z)
-        return scaled_exp(1 / beta, beta * z) - z
+    def _value_terms(self, z):
+        z = positive_part(z)
+        return scaled_exp(1 / self.beta, self.beta * z) - z
 
-    def _activation(self, z):
-        return expm1(cast(self.beta, z, self.min_beta), jnp.where(z <= 0, 0, z))
+    def _activation_formula(self, z):
+        return elementary.expm1(self.beta, positive_part(z))
 
-    def _energy(self, z):
-        beta = cast(self.beta, z, self.min_beta)
-        z = jnp.where(z <= 0, 0, z)
-        return scaled_exp(z - 1 / beta, beta * z)
+    def _energy_terms(self, z):
+        z = positive_part(z)
+        return scaled_exp(z - 1 / self.beta, self.beta * z)
 
 
 class LCosh(AbstractElementwise):
@@ -88,32 +84,97 @@ class LCosh(AbstractElementwise):
 
     **Arguments:**
 
-    - `beta`: the inverse temperature β, in units of 1/x.
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if β ≤ 0.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LCosh(beta=2.0).energy(jnp.zeros(4)))
-    -2.0
+    >>> print(hl.LCosh(beta=2.0).energy(0.0))
+    -0.5
 
     ```
     """
 
-    beta: Array = eqx.field(default=1.0, converter=as_float)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
-    def _value(self, z):
-        beta = cast(self.beta, z, self.min_beta)
-        t = beta * z
-        return scaled_exp(1 / (2 * beta), t) + scaled_exp(1 / (2 * beta), -t)
+    def _value_terms(self, z):
+        return elementary.scaled_cosh(self.beta, z)
 
-    def _activation(self, z):
-        return sinh(cast(self.beta, z, self.min_beta), z)
+    def _activation_formula(self, z):
+        return elementary.sinh(self.beta, z)
 
-    def _energy(self, z):
-        # t sinh t − cosh t = ½(t − 1)eᵗ − ½(t + 1)e⁻ᵗ with t = |βx|: only one term can overflow.
-        beta = cast(self.beta, z, self.min_beta)
-        z = magnitude(z)
-        growing = scaled_exp((z - 1 / beta) / 2, beta * z)
-        return growing - scaled_exp((z + 1 / beta) / 2, -beta * z)
+    def _energy_terms(self, z):
+        return elementary.scaled_cosh_conjugate(self.beta, z)
+
+
+class LTanh(AbstractElementwise):
+    """L = Σ ln cosh(βx)/β, g = tanh(βx), E = Σ [(1+g) ln(1+g) + (1−g) ln(1−g)]/2β.
+
+    The energy of N units lies between 0, at x = 0, and N ln 2/β. Source: Hopfield, "Neurons with
+    graded response have collective computational properties like those of two-state neurons" (PNAS
+    81, 1984).
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if β ≤ 0.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> print(hl.LTanh().energy(1e30))
+    0.6931472
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+
+    def _value_terms(self, z):
+        return saturation.log_cosh(self.beta, z)
+
+    def _activation_formula(self, z):
+        return elementary.tanh(self.beta, z)
+
+    def _energy_terms(self, z):
+        return saturation.log_cosh_conjugate(self.beta, z)
+
+
+class LSigmoid(AbstractElementwise):
+    """L = s Σ ln(1 + exp(βx))/β, g = s/(1 + exp(−βx)), E = s Σ [p ln p + (1−p) ln(1−p)]/β.
+
+    Here p = g/s. The energy of N units lies between −s N ln 2/β, at x = 0, and 0.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
+    - `scale`: the largest activation s > 0. Where training drives it below 1e-30, it acts as that.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if β ≤ 0 or s ≤ 0.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> print(hl.LSigmoid(scale=3.0).activation(1e30))
+    3.0
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    scale: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+
+    def _value_terms(self, z):
+        return saturation.softplus(self.scale, self.beta, z)
+
+    def _activation_formula(self, z):
+        return elementary.sigmoid(self.scale, self.beta, z)
+
+    def _energy_terms(self, z):
+        return saturation.softplus_conjugate(self.scale, self.beta, z)

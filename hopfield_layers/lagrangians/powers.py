@@ -1,22 +1,12 @@
-"""Lagrangians whose activation is a power of each unit."""
+"""Lagrangians whose activation is a power of each unit: LIdentity, LRelu, LRepu, LPower."""
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._arrays import as_float
-from .base import AbstractElementwise, cast
-from .special import magnitude, power
-
-
-# An exponent that must stay above 1 acts as this where training drives it below.
-_SMALLEST_EXPONENT = 1 + 1e-6
-
-
-def _scaled_power(scale: Array, a: Array, n: Array) -> Array:
-    """scale·aⁿ for a ≥ 0, infinite only where the product is."""
-    half = power(a, n / 2)
-    return half * scale * half
+from .._conversion import as_float
+from .._numerics.elementary import magnitude, positive_part, power, scaled_power
+from .base import ABOVE_1, AbstractElementwise
 
 
 class LIdentity(AbstractElementwise):
@@ -24,57 +14,53 @@ class LIdentity(AbstractElementwise):
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LIdentity().energy(jnp.array([1.0, 2.0])))
-    2.5
+    >>> print(hl.LIdentity().energy(2.0))
+    2.0
 
     ```
     """
 
-    def _value(self, z):
+    def _value_terms(self, z):
         return z / 2 * z
 
-    def _activation(self, z):
+    def _activation_formula(self, z):
         return z
 
-    def _energy(self, z):
+    def _energy_terms(self, z):
         return z / 2 * z
 
 
 class LRepu(AbstractElementwise):
     """L = Σ x₊ⁿ/n, g = x₊ⁿ⁻¹, E = (1 − 1/n) Σ x₊ⁿ ≥ 0: rectified power units.
 
-    A unit with x ≤ 0 is dead: it has no activation, and no derivative either.
+    A unit with x ≤ 0 is dead: it has no activation, and no derivative either. Source: Krotov &
+    Hopfield, "Dense associative memory for pattern recognition" (NeurIPS 2016).
 
     **Arguments:**
 
-    - `n`: the power, greater than 1. 2 gives [`hopfield_layers.LRelu`][].
+    - `n`: the power, greater than 1. 2 gives [`hopfield_layers.LRelu`][]. Where training drives it
+        to 1 or below, it acts as 1 + 1e-6.
 
-    **Raises:** `ValueError` if n ≤ 1. Driven there by training, it acts as 1 + 1e-6.
-
-    Source: Krotov & Hopfield, "Dense associative memory for pattern recognition" (NeurIPS 2016).
+    **Raises:** `ValueError` if n ≤ 1.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LRepu(n=3.0).activation(jnp.array([-1.0, 2.0])))
-    [0. 4.]
+    >>> print(hl.LRepu(n=3.0).activation(2.0))
+    4.0
 
     ```
     """
 
-    n: Array = eqx.field(default=2.0, converter=as_float)
+    n: Array = eqx.field(default=2.0, converter=as_float, metadata=ABOVE_1)
 
-    def _value(self, z):
-        n = cast(self.n, z, _SMALLEST_EXPONENT)
-        return _scaled_power(1 / n, jnp.where(z <= 0, 0, z), n)
+    def _value_terms(self, z):
+        return scaled_power(1 / self.n, positive_part(z), self.n)
 
-    def _activation(self, z):
-        return power(jnp.where(z <= 0, 0, z), cast(self.n, z, _SMALLEST_EXPONENT) - 1)
+    def _activation_formula(self, z):
+        return power(positive_part(z), self.n - 1)
 
-    def _energy(self, z):
-        n = cast(self.n, z, _SMALLEST_EXPONENT)
-        return _scaled_power((n - 1) / n, jnp.where(z <= 0, 0, z), n)
+    def _energy_terms(self, z):
+        return scaled_power((self.n - 1) / self.n, positive_part(z), self.n)
 
 
 class LRelu(AbstractElementwise):
@@ -84,22 +70,21 @@ class LRelu(AbstractElementwise):
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LRelu().activation(jnp.array([-1.0, 2.0])))
-    [0. 2.]
+    >>> print(hl.LRelu().activation(-1.0))
+    0.0
 
     ```
     """
 
-    def _value(self, z):
-        z = jnp.where(z <= 0, 0, z)
+    def _value_terms(self, z):
+        z = positive_part(z)
         return z / 2 * z
 
-    def _activation(self, z):
-        return jnp.where(z <= 0, 0, z)
+    def _activation_formula(self, z):
+        return positive_part(z)
 
-    def _energy(self, z):
-        return self._value(z)
+    def _energy_terms(self, z):
+        return self._value_terms(z)
 
 
 class LPower(AbstractElementwise):
@@ -110,29 +95,27 @@ class LPower(AbstractElementwise):
 
     **Arguments:**
 
-    - `p`: the power, greater than 1. 2 gives [`hopfield_layers.LIdentity`][].
+    - `p`: the power, greater than 1. 2 gives [`hopfield_layers.LIdentity`][]. Where training drives
+        it to 1 or below, it acts as 1 + 1e-6.
 
-    **Raises:** `ValueError` if p ≤ 1. Driven there by training, it acts as 1 + 1e-6.
+    **Raises:** `ValueError` if p ≤ 1.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LPower(p=3.0).activation(jnp.array([-1.0, 2.0])))
-    [-1.  4.]
+    >>> print(hl.LPower(p=3.0).activation(-2.0))
+    -4.0
 
     ```
     """
 
-    p: Array = eqx.field(default=2.0, converter=as_float)
+    p: Array = eqx.field(default=2.0, converter=as_float, metadata=ABOVE_1)
 
-    def _value(self, z):
-        p = cast(self.p, z, _SMALLEST_EXPONENT)
-        return _scaled_power(1 / p, magnitude(z), p)
+    def _value_terms(self, z):
+        return scaled_power(1 / self.p, magnitude(z), self.p)
 
-    def _activation(self, z):
-        g = power(magnitude(z), cast(self.p, z, _SMALLEST_EXPONENT) - 1)
+    def _activation_formula(self, z):
+        g = power(magnitude(z), self.p - 1)
         return jnp.where(z < 0, -g, g)
 
-    def _energy(self, z):
-        p = cast(self.p, z, _SMALLEST_EXPONENT)
-        return _scaled_power((p - 1) / p, magnitude(z), p)
+    def _energy_terms(self, z):
+        return scaled_power((self.p - 1) / self.p, magnitude(z), self.p)

@@ -1,167 +1,59 @@
-"""Lagrangians whose activation maps each row to the probability simplex."""
+"""Lagrangians whose activation is a softmax of each row, or sparse: LSoftmax, LEntmax and kin."""
 
-import functools
 import operator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, TYPE_CHECKING
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
 
-from .._arrays import as_float
-from .base import AbstractRowwise, cast
-from .special import floored_exponent, log1p_ratio, scaled_exp
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _softmax(z: Array, beta: Array, axis: int, ghost: bool) -> tuple[Array, Array]:
-    """exp(βz)/Σ exp(βz) along the axis, and the share of a ghost, one more unit at 0, if any.
-
-    Here and in its derivative no value is selected by another: XLA then makes it one loop.
-    """
-    m = jnp.max(z, axis, keepdims=True, initial=0 if ghost else -jnp.inf)
-    e = jnp.exp(beta * (z - m))
-    e_ghost = jnp.exp(-beta * m) if ghost else jnp.zeros_like(m)
-    total = jnp.sum(e, axis, keepdims=True) + e_ghost
-    return e / total, e_ghost / total
+from .._conversion import as_float
+from .._numerics.elementary import sum_in_range
+from .._numerics.entmax import entmax, entmax_energy, entmax_value
+from .._numerics.softmax import log_sum_exp, negative_entropy, softmax
+from .base import ABOVE_1, AbstractRowwise, FLOOR, POSITIVE
 
 
-@functools.partial(_softmax.defjvp, symbolic_zeros=True)
-def _(axis, ghost, primals, tangents):
-    (z, beta), (dz, dbeta) = primals, tangents
-    g, g_ghost = _softmax(z, beta, axis, ghost)
-    mean = lambda t: jnp.sum(g * t, axis, keepdims=True)
-    # d ln g = t − Σ g t, where t of the ghost is 0. The mean is taken off twice: beside a vertex
-    # the first difference is but rounding in the unit that leads. A quarter of t, as no difference
-    # may leave the range.
-    dg, dg_ghost = jnp.zeros_like(g), jnp.zeros_like(g_ghost)
-    for scale, t in ((beta, dz), (dbeta, z)):
-        if isinstance(scale, SymbolicZero) or isinstance(t, SymbolicZero):
-            continue
-        t = t / 4
-        first = mean(t)
-        second = mean(t - first) - g_ghost * first
-        dg += 4 * scale * g * (t - first - second)
-        dg_ghost -= 4 * scale * g_ghost * (first + second)
-    return (g, g_ghost), (dg, dg_ghost)
+# Pyright takes Equinox's own `AbstractClassVar` for the type of a field.
+if TYPE_CHECKING:
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
 
 
-class _Rows(NamedTuple):
-    """Rows, with the ghost at their ends if any, seen from their largest entries."""
-
-    m: Array  # the largest of each
-    largest: Bool[Array, "..."]  # where it is
-    d: Array  # β(z − m)
-    total: Array  # Σ exp(d) of each
-
-    def others(self, scale: Array, axis: int) -> Array:
-        """Σ scale·exp(d) of each row without its largest entries."""
-        # Not by d = 0: XLA may subtract m from a product before that is rounded.
-        terms = jnp.where(self.largest, 0, scaled_exp(scale, self.d))
-        return jnp.sum(terms, axis, keepdims=True)
-
-    def equals(self, others: Array) -> Array:
-        """How many equals the largest entry has, given Σ exp(d) of the others: to count them takes
-        longer, and to find the first of them much longer.
-        """
-        return jnp.maximum(jnp.round(self.total - others) - 1, 0)
-
-
-def _centred(z: Array, beta: Array, axis: int, ghost: bool) -> _Rows:
-    row = jnp.pad(z, [(0, ghost and i == axis % z.ndim) for i in range(z.ndim)])
-    m = jnp.max(row, axis, keepdims=True)
-    # Apart, so that XLA makes the sum one loop.
-    apart, own = jax.lax.optimization_barrier(m), jax.lax.optimization_barrier(beta)
-    total = jnp.sum(jnp.exp(own * (row - apart)), axis, keepdims=True)
-    return _Rows(m, row == m, floored_exponent(beta * (row - m)), total)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _log_sum(z: Array, beta: Array, axis: int, ghost: bool) -> Array:
-    """ln Σ exp(βz)/β along the axis, the ghost included if any."""
-    # Without the largest, so that ln(1 + rest) keeps a small rest.
-    rows = _centred(z, beta, axis, ghost)
-    others = rows.others(1 / beta, axis)
-    rest = others + rows.equals(beta * others) / beta
-    return rows.m + rest * log1p_ratio(beta * rest)
-
-
-@functools.partial(_log_sum.defjvp, symbolic_zeros=True)
-def _(axis, ghost, primals, tangents):
-    (z, beta), (dz, dbeta) = primals, tangents
-    value = _log_sum(z, beta, axis, ghost)
-    change = jnp.zeros_like(value)
-    if not isinstance(dz, SymbolicZero):
-        change += jnp.sum(_softmax(z, beta, axis, ghost)[0] * dz, axis, keepdims=True)
-    if not isinstance(dbeta, SymbolicZero):
-        change += _entropy(z, beta, axis, ghost) / beta * dbeta
-    return value, change
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _entropy(z: Array, beta: Array, axis: int, ghost: bool) -> Array:
-    """Σ g ln g/β along the axis, the ghost included if any: minus the entropy."""
-    # All terms have one sign.
-    rows = _centred(z, beta, axis, ghost)
-    others = rows.others(jnp.ones_like(beta), axis)
-    equals = rows.equals(others)
-    rest = others + equals
-    of_largest = -log1p_ratio(rest) / beta  # shared among the others
-    others = rows.others(rows.d / (1 + rest) / beta + of_largest, axis)
-    return others + equals * of_largest
-
-
-@functools.partial(_entropy.defjvp, symbolic_zeros=True)
-def _(axis, ghost, primals, tangents):
-    # Of Σ z·g − L, with z − m for z: the changes of g add up to 0.
-    (z, beta), (_, dbeta) = primals, tangents
-    value = _entropy(z, beta, axis, ghost)
-    change = jnp.zeros_like(value)
-    if not isinstance(dbeta, SymbolicZero):
-        change -= value / beta * dbeta
-    share = lambda *of: jnp.concatenate(_softmax(*of, axis, ghost)[: 1 + ghost], axis)
-    moving = [None if isinstance(each, SymbolicZero) else each for each in tangents]
-    _, dg = eqx.filter_jvp(share, primals, tuple(moving))
-    d = _centred(z, beta, axis, ghost).d
-    return value, change + jnp.sum(d / beta * dg, axis, keepdims=True)
+_ALPHA = {**ABOVE_1, "ceiling": 4.0}
 
 
 class _AbstractSoftmax(AbstractRowwise):
-    _ghost: ClassVar[bool]
+    """Softmax, whose sum has one more unit, fixed at 0, if there is a ghost."""
+
+    _ghost: AbstractClassVar[bool]
     beta: eqx.AbstractVar[Array]
-    min_beta: eqx.AbstractVar[float]
 
-    def _of(self, fn, z):
-        if z.shape[self.axis] == 0 and not self._ghost:
-            raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
-        return fn(z, cast(self.beta, z, self.min_beta), self.axis, self._ghost)
+    def _value_terms(self, z):
+        return sum_in_range(log_sum_exp(z, self.beta, self.axis, self._ghost))
 
-    def _value(self, z):
-        return self._of(_log_sum, z)
+    def _activation_formula(self, z):
+        return softmax(z, self.beta, self.axis, self._ghost)[0]
 
-    def _activation(self, z):
-        return self._of(_softmax, z)[0]
-
-    def _energy(self, z):
-        return self._of(_entropy, z)
+    def _energy_terms(self, z):
+        return sum_in_range(negative_entropy(z, self.beta, self.axis, self._ghost))
 
 
 class LSoftmax(_AbstractSoftmax):
     """L = Σ_rows ln Σᵢ exp(βxᵢ)/β, g = softmax(βx), E = Σ g ln g/β, from −ln D/β per row to 0.
 
     The rows run along `axis`, D units long. Σx is conserved along the state flow of a layer.
+    Source: Ramsauer et al., "Hopfield networks is all you need" (ICLR 2021), arXiv:2008.02217.
 
     **Arguments:**
 
-    - `beta`: the inverse temperature β, in units of 1/x.
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to 1.
     - `min_beta`: β below this acts as this.
 
-    **Raises:** `ValueError` for a row without units.
-
-    Source: Ramsauer et al., "Hopfield networks is all you need" (ICLR 2021), arXiv:2008.02217.
+    **Raises:** `ValueError` if β ≤ 0, and for a row without units.
 
     ```python
     >>> import hopfield_layers as hl
@@ -172,25 +64,26 @@ class LSoftmax(_AbstractSoftmax):
     ```
     """
 
-    _ghost = False
-    beta: Array = eqx.field(default=1.0, converter=as_float)
+    _ghost: ClassVar[bool] = False
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
 
 class LGhostmax(_AbstractSoftmax):
     """L = Σ_rows ln(1 + Σᵢ exp(βxᵢ))/β, g = exp(βx)/(1 + Σᵢ exp(βxᵢ)), E ≥ −ln(D + 1)/β per row.
 
     With g₀ = 1 − Σg, E = (Σ g ln g + g₀ ln g₀)/β ≤ 0: a softmax that may attend to nothing. Its
-    Hessian is positive definite, and Σx is not conserved.
+    Hessian is positive definite, and Σx is not conserved. Source: Miller, "Attention is off by one"
+    (2023).
 
     **Arguments:**
 
-    - `beta`: the inverse temperature β, in units of 1/x.
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to at most 1.
     - `min_beta`: β below this acts as this.
 
-    Source: Miller, "Attention is off by one" (2023).
+    **Raises:** `ValueError` if β ≤ 0.
 
     ```python
     >>> import hopfield_layers as hl
@@ -201,7 +94,95 @@ class LGhostmax(_AbstractSoftmax):
     ```
     """
 
-    _ghost = True
-    beta: Array = eqx.field(default=1.0, converter=as_float)
+    _ghost: ClassVar[bool] = True
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+
+
+class LSparsemax(AbstractRowwise):
+    """L = Σ_rows max p·x − (‖p‖² − 1)/2β, g = the maximizer p, E = Σ_rows (‖g‖² − 1)/2β.
+
+    p runs over the simplex: g is the Euclidean projection of βx onto it, so that small entries are
+    exactly 0 and one that leads by 1/β is exactly 1. The rows run along `axis`, D units long; the
+    energy lies between (1/D − 1)/2β per row and 0. L has the constant of the Tsallis entropy, so
+    that this is [`hopfield_layers.LEntmax`][] at α = 2; without it L is less and E more by 1/2β per
+    row. Source: Martins & Astudillo, "From softmax to sparsemax" (ICML 2016), arXiv:1602.02068.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
+    - `axis`: the axis along which the activations sum to 1.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if β ≤ 0, and for a row without units.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LSparsemax().activation(jnp.array([2.0, 0.5, 0.0])))
+    [1. 0. 0.]
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+
+    def _value_terms(self, z):
+        return sum_in_range(entmax_value(z, self.beta, 2.0, self.axis))
+
+    def _activation_formula(self, z):
+        return entmax(z, self.beta, 2.0, self.axis)
+
+    def _energy_terms(self, z):
+        return sum_in_range(entmax_energy(z, self.beta, 2.0, self.axis))
+
+
+class LEntmax(AbstractRowwise):
+    """L = Σ_rows max p·x − Ω(p) over the simplex, g = the maximizer p, E = Σ_rows Ω(g).
+
+    Ω(p) = Σ (pᵅ − p)/(βα(α−1)) is the negative Tsallis entropy: α → 1 gives
+    [`hopfield_layers.LSoftmax`][], α = 2 is [`hopfield_layers.LSparsemax`][], and in between small
+    entries are exactly 0 while the map stays smooth. An entry that leads by 1/(β(α−1)) is exactly
+    1. The rows run along `axis`, D units long; the energy lies between (D^(1−α) − 1)/(βα(α−1)) per
+    row and 0. Source: Peters, Niculae & Martins, "Sparse sequence-to-sequence models" (ACL 2019),
+    arXiv:1905.05702.
+
+    **Arguments:**
+
+    - `beta`: the inverse temperature β > 0, in units of 1/x.
+    - `alpha`: the entropic index, 1 < α ≤ 4: beyond, g jumps at the edge of its support by more
+        than rounding can resolve. Where training drives it out of that, it acts as 1 + 1e-6 or 4.
+    - `axis`: the axis along which the activations sum to 1.
+    - `min_beta`: β below this acts as this.
+
+    **Raises:** `ValueError` if β ≤ 0, α ≤ 1 or α > 4, and for a row without units.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> print(hl.LEntmax(alpha=1.5).activation(jnp.array([2.0, -0.5, 0.0])))
+    [1. 0. 0.]
+
+    ```
+    """
+
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    alpha: Array = eqx.field(default=1.5, converter=as_float, metadata=_ALPHA)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+
+    def __check_init__(self):
+        if not isinstance(self.alpha, Tracer) and np.any(np.asarray(self.alpha) > 4):
+            raise ValueError(f"LEntmax: alpha must be at most 4.0, got {self.alpha}.")
+
+    def _value_terms(self, z):
+        return sum_in_range(entmax_value(z, self.beta, self.alpha, self.axis))
+
+    def _activation_formula(self, z):
+        return entmax(z, self.beta, self.alpha, self.axis)
+
+    def _energy_terms(self, z):
+        return sum_in_range(entmax_energy(z, self.beta, self.alpha, self.axis))

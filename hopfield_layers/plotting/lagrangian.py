@@ -1,22 +1,25 @@
 """Pictures of Lagrangians."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
-from .._arrays import as_float
+from .._conversion import as_float
 from ..lagrangians import as_lagrangian
-from ..layers import Layer
-from ._paths import BOUND, canvas
+from ..synapses.base import LagrangianLike
+from ._drawing import BOUND, canvas
 
 
 def plot_lagrangian(
-    lagrangian: Any, x: Any = None, *, direction: Any = None, ax: Axes | None = None
+    lagrangian: LagrangianLike,
+    x: ArrayLike | None = None,
+    *,
+    direction: ArrayLike | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Draws L, g = dL/dx and E = x·g − L against x, and the bound −L(0): of one unit, or along d.
+    """Draws L, g = dL/dx and E = x·g − L against x, and the bound −L(0), for one unit or along d.
 
     Along a direction d the state is x·d, and g stands for Σ dᵢgᵢ.
 
@@ -27,37 +30,29 @@ def plot_lagrangian(
     - `direction`: d, an array of the state's shape. By default a single unit.
     - `ax`: the axes to draw into.
 
-    **Returns:**
-
-    The axes, with the lines `"L"`, `"g"`, `"E"` and `"−L(0)"` and a legend.
+    **Returns:** The axes, with the lines `"L"`, `"g"`, `"E"` and `"−L(0)"` and a legend.
 
     **Raises:** `TypeError` for what is no Lagrangian; `ValueError` for fewer than two x, or if the
     Lagrangian acts along an axis that the direction doesn't have.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> from hopfield_layers.plotting import plot_lagrangian
-    >>> ax = plot_lagrangian(hl.LSoftmax(beta=2.0), direction=[1.0, 0.0, 0.0])
+    >>> ax = hl.plotting.plot_lagrangian(hl.LSoftmax(beta=2.0), direction=[1.0, 0.0, 0.0])
     >>> [line.get_label() for line in ax.lines]
     ['L', 'g', 'E', '−L(0)']
 
     ```
     """
-    if isinstance(lagrangian, Layer):
-        raise TypeError("Expected a Lagrangian, got a Layer: pass layer.lagrangian.")
     lagrangian = as_lagrangian(lagrangian)
-    x = as_float(np.linspace(-3, 3, 301) if x is None else x)
+    x = as_float(np.linspace(-3, 3, 301) if x is None else np.asarray(x))
     if x.ndim != 1 or x.size < 2:
         raise ValueError(f"Expected x to be two points or more of one axis, got shape {x.shape}.")
-    d = as_float(1.0 if direction is None else direction)
+    d = as_float(np.asarray(1.0 if direction is None else direction))
     d = d[None] if d.ndim == 0 else d
 
     def along(s):
-        return (
-            lagrangian(s * d),
-            jnp.sum(d * lagrangian.activation(s * d)),
-            lagrangian.energy(s * d),
-        )
+        z = s * d
+        return lagrangian(z), jnp.sum(d * lagrangian.activation(z)), lagrangian.energy(z)
 
     curves = jax.jit(jax.vmap(along))(x.astype(jnp.result_type(x, d)))
     bound = 0.0 - float(lagrangian(jnp.zeros_like(d)))  # and not −0

@@ -1,37 +1,37 @@
 """Pictures of states and activations."""
 
-import math
-from typing import Any
+from typing import Literal
 
 import diffrax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 from matplotlib.axes import Axes
 from matplotlib.cbook import normalize_kwargs
 from matplotlib.lines import Line2D
 
-from .._arrays import as_state
+from .._conversion import as_state
 from ..layers import Layer
+from ..model import StateLike
 from ..network import HAM
-from ._paths import canvas, draw, lined_up, times_and_states
+from ._drawing import canvas, draw, Path, sample_times, times_and_states
 
 
 def plot_states(
-    model: Any,
-    path: Any,
+    model: Layer | HAM,
+    path: Path | StateLike,
     *,
     layer: str | None = None,
     activations: bool = False,
-    kind: str | None = None,
+    kind: Literal["images", "traces"] | None = None,
     ax: Axes | None = None,
-    **options: Any,
+    **options: object,
 ) -> Axes:
     """Draws x, or g, of a layer: as lines against time, or as images side by side.
 
     The last axis in front of the layer's shape, which is time along a path, runs to the right and
-    all others down. An image is a layer of shape `(height, width)` or `(height, width, channels)`
-    with 1 or 3 channels, or a column for a layer of one axis. Three channels are red, green and
-    blue, scaled so that the least is 0 and the largest 1.
+    all others down. An image has shape `(height,)`, `(height, width)` or `(height, width, 1 or 3)`,
+    where three channels are red, green and blue, scaled from the least to the largest value.
 
     **Arguments:**
 
@@ -44,54 +44,48 @@ def plot_states(
     - `ax`: the axes to draw into.
     - `options`: options of Matplotlib's `imshow`, or of its lines.
 
-    **Returns:**
-
-    The axes.
+    **Returns:** The axes.
 
     **Raises:** `TypeError` for another model; `ValueError` for an unknown layer or kind, a layer
-    that is no image, traces without times, and as in
-    [`hopfield_layers.plotting.plot_energy`][].
+    that is no image, traces without times, and as in [`hopfield_layers.plotting.plot_energy`][].
 
     ```python
     >>> import hopfield_layers as hl
     >>> import jax
-    >>> from hopfield_layers.plotting import plot_states
     >>> layer = hl.TanhLayer((8, 6))
-    >>> ax = plot_states(layer, layer.init_state(bs=5, rng=jax.random.key(0)), activations=True)
+    >>> x = layer.init_state(bs=5, rng=jax.random.key(0))
+    >>> ax = hl.plotting.plot_states(layer, x, activations=True)
     >>> print(ax.images[0].get_array().shape)  # five images, with gaps of one
     (8, 34)
 
     ```
     """
-    timed, least = isinstance(path, diffrax.Solution | tuple), 2 if kind == "traces" else 1
-    t, x = times_and_states(path, least) if timed else (None, path)
-    layer_, x = _one_layer(model, x, layer)
-    x = as_state(x, layer_.shape)
-    batch = x.shape[: x.ndim - len(layer_.shape)]
+    t, x = None, path
+    if isinstance(path, diffrax.Solution | tuple):
+        t, x = times_and_states(path, least=2 if kind == "traces" else 1)
+    chosen, x = _one_layer(model, x, layer)
+    x = as_state(x, chosen.shape)
     if x.size == 0:
         raise ValueError(f"Expected a state of one unit and one sample at least, got {x.shape}.")
-    values = np.array(layer_.activation(x) if activations else x, float)
-    if t is not None:
-        t, _ = lined_up(t, np.zeros(batch))
-        values = values.reshape(*t.shape, *layer_.shape)
+    batch = x.shape[: x.ndim - len(chosen.shape)]
+    t = None if t is None else sample_times(t, batch)
+    values = np.array(chosen.activation(x) if activations else x, float)
+    values = values.reshape(-1, (1, *batch)[-1], *chosen.shape)
     if kind is None:
-        many = t is not None and t.shape[-1] > 1
-        kind = "traces" if many and len(layer_.shape) < 2 else "images"
-    name = "activation g" if activations else "state x"
+        along_path = t is not None and t.shape[-1] > 1
+        kind = "traces" if along_path and len(chosen.shape) < 2 else "images"
     if kind == "images":
-        return _images(values, layer_.shape, t, ax, options)
+        return _draw_images(values, t, ax, options)
     if kind != "traces" or t is None:
         raise ValueError(f"Expected kind to be 'images' or, of a path, 'traces', got {kind!r}.")
-    line: Any = normalize_kwargs(options, Line2D)
     ax = canvas(ax)
-    units = values.reshape(*t.shape, -1)
-    for unit in range(units.shape[-1]):
-        draw(ax, t, units[..., unit], True, **line)
-    ax.set(xlabel="time t", ylabel=name)
+    for unit in np.moveaxis(values.reshape(*t.shape, -1), -1, 0):
+        draw(ax, t, unit, True, **normalize_kwargs(options, Line2D))
+    ax.set(xlabel="time t", ylabel="activation g" if activations else "state x")
     return ax
 
 
-def _one_layer(model: Any, x: PyTree, name: str | None) -> tuple[Layer, Any]:
+def _one_layer(model: Layer | HAM, x: PyTree, name: str | None) -> tuple[Layer, ArrayLike]:
     """The layer to draw, and its state."""
     if isinstance(model, Layer) and name is None:
         return model, x
@@ -101,39 +95,37 @@ def _one_layer(model: Any, x: PyTree, name: str | None) -> tuple[Layer, Any]:
         (name,) = model.layers
     if name not in model.layers:
         raise ValueError(f"Expected layer to be one of {list(model.layers)}, got {name!r}.")
-    model.activations(x)  # which says whether x is a state
+    model.activations(x)  # which raises an error if x is no state
     return model.layers[name], x[name]
 
 
-def _images(
-    values: np.ndarray, shape: tuple[int, ...], t: Any, ax: Axes | None, options: Any
-) -> Axes:
-    """Draws the last axis in front of the shape to the right and all others down."""
-    height, width, channels = (*shape, 1, 1, 1)[:3]
-    if len(shape) > 3 or channels not in (1, 3):
+def _draw_images(values: np.ndarray, t: np.ndarray | None, ax: Axes | None, options: dict) -> Axes:
+    """Draws the first axis of the values down and the second one to the right."""
+    rows, _, *shape = values.shape
+    if len(shape) > 3 or shape[2:] not in ([], [1], [3]):
         raise ValueError(
             "Expected a layer of one axis, or of shape (height, width) or (height, width, 1 or 3) "
-            f"to draw as images, got {shape}."
+            f"to draw as images, got {tuple(shape)}."
         )
     if t is not None:
         used = np.isfinite(t)
         values[~used] = np.nan
         values, t = values[:, used.any(0)], t[:, used.any(0)]
-    rows = math.prod(values.shape[: values.ndim - len(shape)][:-1])
+    height, width, channels = (*shape, 1, 1, 1)[:3]
     tiles = values.reshape(rows, -1, height, width, channels)
     down, right = max(height // 16, 1), max(width // 16, 1) if len(shape) > 1 else 0
-    tiles = np.pad(tiles, [(0, 0)] * 2 + [(0, down), (0, right), (0, 0)], constant_values=np.nan)
-    image = tiles.swapaxes(1, 2).reshape(rows * (height + down), -1, channels)
-    image = image[:-down, : image.shape[1] - right]
+    tiles = np.pad(tiles, [(0, 0)] * 2 + [(down, 0), (right, 0), (0, 0)], constant_values=np.nan)
+    image = tiles.swapaxes(1, 2).reshape(rows * (height + down), -1, channels)[down:, right:]
     finite = image[np.isfinite(image)]
     least, most = (np.min(finite), np.max(finite)) if finite.size else (0.0, 0.0)
     if channels == 3:
         image = (image - least) / (most - least or 1.0)
         image = np.nan_to_num(image, nan=1.0, posinf=1.0, neginf=0.0)
     size = max(-least, most) or 1.0
-    look = {"cmap": "RdBu_r"} | ({} if "norm" in options else {"vmin": -size, "vmax": size})
+    style = {"cmap": "RdBu_r", "aspect": "equal" if len(shape) > 1 else "auto"}
+    style |= {} if "norm" in options else {"vmin": -size, "vmax": size}
     ax = canvas(ax)
-    ax.imshow(image, **look | {"aspect": "equal" if len(shape) > 1 else "auto"} | options)
+    ax.imshow(image, **style | options)  # pyright: ignore[reportArgumentType]
     ax.set(xticks=[], yticks=[])
     if t is not None and np.all(t == t[0]):
         some = np.unique(np.linspace(0, t.shape[1] - 1, min(t.shape[1], 6)).round().astype(int))

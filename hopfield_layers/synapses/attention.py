@@ -1,80 +1,43 @@
 """Attention as an energy."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from .._arrays import as_shape
-from ..lagrangians import (
-    AbstractLagrangian,
-    as_lagrangian,
-    LEntmax,
-    LGhostmax,
-    LSoftmax,
-    LSparsemax,
-)
-from .base import AbstractShaped, as_shapes, heads, Shapes, weights
-from .hidden import tokens
-from .rows import row_values, unit_values
+from .._conversion import as_shape, ShapeLike
+from ..lagrangians import AbstractLagrangian, LEntmax, LGhostmax, LSoftmax, LSparsemax
+from . import base
+from .base import AbstractShaped, LagrangianLike, Scalar, Shapes, token_shape, Weight
+from .blocks import row_values
 
 
-_SIMPLEX = (LSoftmax, LGhostmax, LSparsemax, LEntmax)
+# Lagrangians to which a unit far below the largest of its row adds nothing.
+_IGNORING_LOW_SCORES = (LSoftmax, LGhostmax, LSparsemax, LEntmax)
 
 
-class _AbstractAttention(AbstractShaped):
-    Wq: eqx.AbstractVar[Array]
-    Wk: eqx.AbstractVar[Array]
-    hidden_lagrangian: eqx.AbstractVar[AbstractLagrangian]
-    mask: eqx.AbstractVar[Array | None]
-
-    def _aligned(self, gq: Array, gk: Array) -> Array:
-        """Σ_hq L_hid(S_hq)."""
-        lagrangian, mask = self.hidden_lagrangian, self.mask
-        Q, K = (
-            jnp.einsum("nd,dhz->hnz", g.reshape(tokens(g.shape)), W.astype(g.dtype))
-            for g, W in ((gq, self.Wq), (gk, self.Wk))
-        )
-        S = jnp.einsum("hqz,hkz->hqk", Q, K)
-        if mask is None:
-            return jnp.sum(row_values(lagrangian, S))
-        if not isinstance(lagrangian, _SIMPLEX):
-            values = unit_values(lagrangian, jnp.where(mask, S, 0))
-            return jnp.sum(jnp.where(mask, values, 0))
-        # Far below all scores, but such that no difference leaves the range.
-        attends = jnp.any(mask, axis=-1, keepdims=True)
-        least = jnp.where(attends, -(float(jnp.finfo(S.dtype).max) ** 0.9), 0)
-        values = row_values(lagrangian, jnp.where(mask, S, least.astype(S.dtype)))
-        return jnp.sum(jnp.where(attends[:, 0], values, 0))
-
-
-class AttentionSynapse(_AbstractAttention):
+class AttentionSynapse(AbstractShaped):
     """A = Σ_hq L_hid(S_hq), S_hqk = Σ_z Q_qhz K_khz, Q = g_q W_q, K = g_k W_k.
 
     The tokens run along all axes of a layer but the last; a layer of one axis is one token. L_hid
     acts on the keys k, for each head h and query q. With the softmax, A = Σ_hq ln Σₖ exp(βS)/β,
-    whose gradient is attention and its counterpart from the keys' side. There is no 1/√z; β is
-    there for that.
+    whose gradient with respect to the queries is attention, with β in the place of 1/√z.
 
     **Arguments:**
 
     - `shapes`: the shapes of the layer of queries and that of keys, `(*tokens, d)` each.
-    - `key`: a key of `jax.random`, to draw the weights.
-    - `num_heads`: the number of heads.
-    - `zspace_dim`: the length of a head's queries and keys.
-    - `stdinit`: the standard deviation of the weights.
-    - `hidden_lagrangian`: L_hid, a [`hopfield_layers.AbstractLagrangian`][] or a plain convex
-        callable. It acts on a query's keys as on a state of one axis. By default
-        [`hopfield_layers.LSoftmax`][].
+    - `key`, `stdinit`: as for [`hopfield_layers.HiddenSynapse`][].
+    - `num_heads`, `zspace_dim`: the number of heads, and the length of each one's queries and keys.
+    - `hidden_lagrangian`: L_hid, by default [`hopfield_layers.LSoftmax`][].
     - `mask`: booleans `(queries, keys)`: False leaves the pair out. A query without keys adds 0.
-        As it isn't differentiable, take `equinox.filter_grad` for derivatives of the weights.
-    - `Wq`, `Wk`: the weights instead of a key, `(d, num_heads, zspace_dim)` each, with their own
-        numbers of heads and units.
+        Booleans have no derivative, so `equinox.filter_grad` must leave them out.
+    - `Wq`, `Wk`: the weights, if no key is passed, `(d, num_heads, zspace_dim)` each. They decide
+        the number of heads and the length that are left out.
 
-    **Raises:** `ValueError` for both a key and weights or neither, weights or a mask of another
-    shape or dtype, or a Lagrangian that can't leave a key out.
+    **Raises:** `ValueError` as [`hopfield_layers.HiddenSynapse`][] does, and for a mask of another
+    shape or dtype, or with a Lagrangian that can't leave a key out.
 
     Source: Hoover et al., "Energy transformer" (NeurIPS 2023), arXiv:2302.07253.
 
@@ -84,69 +47,61 @@ class AttentionSynapse(_AbstractAttention):
     >>> import jax.numpy as jnp
     >>> causal = jnp.tril(jnp.ones((5, 5), bool))
     >>> synapse = hl.AttentionSynapse([(5, 8), (5, 4)], key=jax.random.key(0), mask=causal)
-    >>> to_keys = jax.grad(synapse.alignment)(jnp.zeros((5, 8)), jnp.ones((5, 4)))
-    >>> print(to_keys.shape)
+    >>> to_queries = jax.grad(synapse.alignment)(jnp.zeros((5, 8)), jnp.ones((5, 4)))
+    >>> print(to_queries.shape)
     (5, 8)
 
     ```
     """
 
     shapes: Shapes = eqx.field(static=True)
-    Wq: Array
-    Wk: Array
+    Wq: Float[Array, "dq num_heads zspace_dim"]
+    Wk: Float[Array, "dk num_heads zspace_dim"]
     hidden_lagrangian: AbstractLagrangian
-    mask: Array | None
+    mask: Bool[Array, "queries keys"] | None
 
     def __init__(
         self,
-        shapes: Any,
+        shapes: Sequence[ShapeLike],
         *,
         key: PRNGKeyArray | None = None,
         num_heads: int = 1,
         zspace_dim: int = 64,
-        stdinit: ArrayLike = 0.02,
-        hidden_lagrangian: Any = None,
-        mask: ArrayLike | None = None,
-        Wq: ArrayLike | None = None,
-        Wk: ArrayLike | None = None,
+        stdinit: Scalar = 0.02,
+        hidden_lagrangian: LagrangianLike | None = None,
+        mask: Shaped[ArrayLike, "..."] | None = None,
+        Wq: Weight | None = None,
+        Wk: Weight | None = None,
     ):
-        self.shapes = as_shapes(shapes, 2)
-        head = heads((num_heads, zspace_dim), Wq, (1, 2))
-        self.Wq, self.Wk = _projections(self.shapes, head, key, stdinit, Wq, Wk)
-        hidden_lagrangian = LSoftmax() if hidden_lagrangian is None else hidden_lagrangian
-        self.hidden_lagrangian = as_lagrangian(hidden_lagrangian)
-        self.mask = _as_mask(mask, self.shapes, self.hidden_lagrangian)
+        self.shapes = base.as_shapes(shapes, 2)
+        (queries, dq), (keys, dk) = map(token_shape, self.shapes)
+        head = base.head_shape(num_heads, zspace_dim, Wq, 1, 2)
+        self.Wq, self.Wk = base.weights(key, stdinit, Wq=(Wq, (dq, *head)), Wk=(Wk, (dk, *head)))
+        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax())
+        self.mask = _as_mask(mask, (queries, keys), self.hidden_lagrangian)
 
-    def _alignment(self, *gs):
-        return self._aligned(*gs)
+    def _alignment(self, *gs: Array) -> Array:
+        return _attention(self, *gs)
 
 
-class SelfAttentionSynapse(_AbstractAttention):
-    """[`hopfield_layers.AttentionSynapse`][] of a layer with itself.
+class SelfAttentionSynapse(AbstractShaped):
+    """A of an [`hopfield_layers.AttentionSynapse`][] with g_q = g_k: a layer attends to itself.
 
     **Arguments:**
 
     - `shape`: the shape of the layer, `(*tokens, d)`.
-    - `key`: a key of `jax.random`, to draw the weights.
-    - `num_heads`: the number of heads.
-    - `zspace_dim`: the length of a head's queries and keys.
-    - `stdinit`: the standard deviation of the weights.
-    - `hidden_lagrangian`: L_hid, as there. By default [`hopfield_layers.LSoftmax`][].
-    - `mask`: booleans `(queries, keys)`: False leaves the pair out. A query without keys adds 0.
-        As it isn't differentiable, take `equinox.filter_grad` for derivatives of the weights.
-    - `Wq`, `Wk`: the weights instead of a key, `(d, num_heads, zspace_dim)` each, with their own
-        numbers of heads and units.
+    - `key`, `num_heads`, `zspace_dim`, `stdinit`, `hidden_lagrangian`, `mask`, `Wq`, `Wk`: as for
+        [`hopfield_layers.AttentionSynapse`][].
 
-    **Raises:** `ValueError` as there.
+    **Raises:** `ValueError` as [`hopfield_layers.AttentionSynapse`][] does.
 
     Source: Hoover et al., "Energy transformer" (NeurIPS 2023), arXiv:2302.07253.
 
     ```python
     >>> import hopfield_layers as hl
     >>> import jax.numpy as jnp
-    >>> synapse = hl.SelfAttentionSynapse(
-    ...     (4, 1), zspace_dim=1, Wq=jnp.ones((1, 1, 1)), Wk=jnp.ones((1, 1, 1))
-    ... )
+    >>> W = jnp.ones((1, 1, 1))
+    >>> synapse = hl.SelfAttentionSynapse((4, 1), Wq=W, Wk=W)
     >>> print(synapse.alignment(jnp.zeros((4, 1))))  # 4 ln 4
     5.5451775
 
@@ -154,53 +109,61 @@ class SelfAttentionSynapse(_AbstractAttention):
     """
 
     shapes: Shapes = eqx.field(static=True)
-    Wq: Array
-    Wk: Array
+    Wq: Float[Array, "d num_heads zspace_dim"]
+    Wk: Float[Array, "d num_heads zspace_dim"]
     hidden_lagrangian: AbstractLagrangian
-    mask: Array | None
+    mask: Bool[Array, "tokens tokens"] | None
 
     def __init__(
         self,
-        shape: Any,
+        shape: ShapeLike,
         *,
         key: PRNGKeyArray | None = None,
         num_heads: int = 1,
         zspace_dim: int = 64,
-        stdinit: ArrayLike = 0.02,
-        hidden_lagrangian: Any = None,
-        mask: ArrayLike | None = None,
-        Wq: ArrayLike | None = None,
-        Wk: ArrayLike | None = None,
+        stdinit: Scalar = 0.02,
+        hidden_lagrangian: LagrangianLike | None = None,
+        mask: Shaped[ArrayLike, "..."] | None = None,
+        Wq: Weight | None = None,
+        Wk: Weight | None = None,
     ):
         self.shapes = (as_shape(shape),)
-        pair, head = self.shapes * 2, heads((num_heads, zspace_dim), Wq, (1, 2))
-        self.Wq, self.Wk = _projections(pair, head, key, stdinit, Wq, Wk)
-        hidden_lagrangian = LSoftmax() if hidden_lagrangian is None else hidden_lagrangian
-        self.hidden_lagrangian = as_lagrangian(hidden_lagrangian)
-        self.mask = _as_mask(mask, pair, self.hidden_lagrangian)
+        tokens, d = token_shape(self.shapes[0])
+        head = base.head_shape(num_heads, zspace_dim, Wq, 1, 2)
+        self.Wq, self.Wk = base.weights(key, stdinit, Wq=(Wq, (d, *head)), Wk=(Wk, (d, *head)))
+        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax())
+        self.mask = _as_mask(mask, (tokens, tokens), self.hidden_lagrangian)
 
-    def _alignment(self, *gs):
-        return self._aligned(*gs, *gs)
-
-
-def _projections(
-    shapes: Shapes, head: tuple[int, ...], key: Any, stdinit: Any, Wq: Any, Wk: Any
-) -> list[Array]:
-    (_, dq), (_, dk) = map(tokens, shapes)
-    return weights(key, stdinit, Wq=(Wq, (dq, *head)), Wk=(Wk, (dk, *head)))
+    def _alignment(self, *gs: Array) -> Array:
+        return _attention(self, *gs, *gs)
 
 
-def _as_mask(mask: Any, shapes: Shapes, lagrangian: AbstractLagrangian) -> Array | None:
-    """`mask`, or an error if it has no place here."""
+def _attention(synapse: AttentionSynapse | SelfAttentionSynapse, gq: Array, gk: Array) -> Array:
+    """Σ_hq L_hid(S_hq)."""
+    lagrangian, mask = synapse.hidden_lagrangian, synapse.mask
+    Q = jnp.einsum("nd,dhz->hnz", gq.reshape(token_shape(gq.shape)), synapse.Wq.astype(gq.dtype))
+    K = jnp.einsum("nd,dhz->hnz", gk.reshape(token_shape(gk.shape)), synapse.Wk.astype(gk.dtype))
+    S = jnp.einsum("hqz,hkz->hqk", Q, K)
+    if mask is None:
+        return jnp.sum(row_values(lagrangian, S))
+    if not lagrangian.coupled_axes(1):
+        S, mask = S[..., None], mask[..., None]  # each score is a row of one unit
+    # A masked score is far below all others, yet no difference of scores leaves the range.
+    has_keys = jnp.any(mask, axis=-1, keepdims=True)
+    lowest = jnp.where(has_keys, -(float(jnp.finfo(S.dtype).max) ** 0.9), 0)
+    values = row_values(lagrangian, jnp.where(mask, S, lowest.astype(S.dtype)))
+    return jnp.sum(jnp.where(has_keys[..., 0], values, 0))
+
+
+def _as_mask(mask: ArrayLike | None, shape: tuple[int, int], lagrangian: AbstractLagrangian):
+    """`mask` as an array, or an error if its shape, its dtype or the Lagrangian rule it out."""
     if mask is None:
         return None
-    mask, expected = jnp.asarray(mask), tuple(tokens(shape)[0] for shape in shapes)
-    if mask.dtype != bool or mask.shape != expected:
-        raise ValueError(
-            f"Expected a boolean mask of shape {expected}, queries by keys, got "
-            f"{mask.dtype}{list(mask.shape)}."
-        )
-    if not isinstance(lagrangian, _SIMPLEX) and lagrangian.coupled_axes(1):
+    mask = jnp.asarray(mask)
+    if mask.dtype != bool or mask.shape != shape:
+        got = f"{mask.dtype}{list(mask.shape)}"
+        raise ValueError(f"Expected a boolean mask of shape {shape}, queries by keys, got {got}.")
+    if not isinstance(lagrangian, _IGNORING_LOW_SCORES) and lagrangian.coupled_axes(1):
         raise ValueError(
             "A mask needs a Lagrangian that can leave a key out: one with a term per key, or one "
             f"whose activations are 0 far below the largest score; {lagrangian!r} has neither."

@@ -1,21 +1,38 @@
-"""What a synapse is, and what the library's own share."""
+"""What a synapse is, and what the constructors share."""
 
 import abc
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from .._arrays import as_float, as_shape
-from ..lagrangians.base import pformat
+from .._conversion import as_float, as_shape, ShapeLike, wide_dtype
+from ..lagrangians.base import AbstractLagrangian, pformat
+from ..lagrangians.callables import as_lagrangian
 
 
-Shapes = tuple[tuple[int, ...], ...]
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, ...]
+Scalar = Shaped[ArrayLike, ""]
+Weight = Shaped[ArrayLike, "..."]
+LagrangianLike = AbstractLagrangian | Callable[..., ArrayLike]
+
+
+@runtime_checkable
+class HasEnergy(Protocol):
+    """An object with a method `energy` of the activations of any number of layers."""
+
+    @property
+    def energy(self) -> Callable[..., Array]: ...
+
+
+SynapseLike = HasEnergy | Callable[..., ArrayLike]
 
 
 class AbstractSynapse(eqx.Module):
@@ -26,11 +43,10 @@ class AbstractSynapse(eqx.Module):
     | `synapse.alignment(*gs)` | A, a scalar |
     | `synapse.energy(*gs)` | −A, a scalar |
 
-    A synapse knows nothing of batches: [`hopfield_layers.HAM`][] adds leading axes, `jax.vmap` does
-    so for bare synapses. For one of your own, subclass this; or pass a plain callable, or any
-    object with a method `energy`, wherever a synapse is expected: they return the energy. Of these,
-    what has parts that are no arrays or numbers is wrapped, and is found under `rest`, its arrays
-    under `parameters`.
+    A synapse takes no batch axes: [`hopfield_layers.HAM`][] adds them, or `jax.vmap`. To write one
+    of your own, subclass this and define `alignment`. A plain callable that returns an energy, or
+    an object with a method `energy`, is accepted too wherever a synapse is. If its leaves are not
+    all arrays or numbers it is wrapped, with its arrays as `arrays` and the others as `static`.
 
     Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and machine
     learning" (ICLR 2021), arXiv:2008.06996; Krotov, "Hierarchical associative memory",
@@ -48,11 +64,12 @@ class AbstractSynapse(eqx.Module):
     ```
     """
 
+    # Any parameters, so that type checkers accept a subclass that names its activations.
     @abc.abstractmethod
-    def alignment(self, *gs: Any) -> Array:
+    def alignment(self, *gs: Any, **kwargs: Any) -> Array:
         """A(g₁, g₂, …), a scalar."""
 
-    def energy(self, *gs: Any) -> Array:
+    def energy(self, *gs: Shaped[ArrayLike, "..."]) -> Array:
         """−A(g₁, g₂, …), a scalar."""
         return -self.alignment(*gs)
 
@@ -61,118 +78,115 @@ class AbstractSynapse(eqx.Module):
 
 
 class AbstractShaped(AbstractSynapse):
-    """A synapse of layers of given shapes.
+    """A synapse of layers of known shapes, whose formula is a pure function.
 
-    Subclasses write A for activations of these in one dtype, float32 or wider; the result has the
-    dtype of the activations.
+    The public methods check the activations and evaluate the formula in their common dtype, float32
+    at least.
     """
 
     shapes: eqx.AbstractVar[Shapes]
 
     def __check_init__(self):
-        # Whatever the Lagrangian or XLA has to say against the shapes, they say now.
-        dtype = jnp.result_type(float)
-        gs = [jax.ShapeDtypeStruct(shape, dtype) for shape in self.shapes]
-        jax.eval_shape(lambda *gs: self.alignment(*gs), *gs)
+        # Trace once, so that errors of the Lagrangian and of shapes surface at construction.
+        gs = (jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in self.shapes)
+        jax.eval_shape(self._alignment, *gs)
 
     @abc.abstractmethod
-    def _alignment(self, *gs: Any) -> Array:
-        """A."""
+    def _alignment(self, *gs: Array) -> Array:
+        """A of activations of the right shapes and of one dtype, float32 or wider."""
 
-    def alignment(self, *gs: ArrayLike) -> Float[Array, ""]:
+    def alignment(self, *gs: Shaped[ArrayLike, "..."]) -> Float[Array, ""]:
         arrays = [as_float(g) for g in gs]
         shapes = tuple(g.shape for g in arrays)
         if shapes != self.shapes:
-            raise ValueError(
-                f"{type(self).__name__}: expected activations of the shapes {self.shapes}, got "
-                f"{shapes}."
-            )
+            name = type(self).__name__
+            raise ValueError(f"{name}: expected activations of shapes {self.shapes}, got {shapes}.")
         dtype = jnp.result_type(*arrays)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return self._alignment(*(g.astype(wide) for g in arrays)).astype(dtype)
+        return self._alignment(*(g.astype(wide_dtype(dtype)) for g in arrays)).astype(dtype)
 
 
 class EnergySynapse(AbstractSynapse):
     """A callable that returns an energy, or an object with a method `energy` that does."""
 
-    parameters: PyTree
-    rest: Any = eqx.field(static=True)
+    arrays: PyTree
+    static: PyTree = eqx.field(static=True)
 
-    def __init__(self, fn: Any):
-        self.parameters, self.rest = eqx.partition(fn, eqx.is_array)
+    def __init__(self, fn: PyTree):
+        self.arrays, self.static = eqx.partition(fn, eqx.is_array)
 
-    def alignment(self, *gs: Array) -> Array:
-        fn: Any = eqx.combine(self.parameters, self.rest)
+    def alignment(self, *gs: Shaped[ArrayLike, "..."]) -> Array:
+        fn = eqx.combine(self.arrays, self.static)
         return -jnp.asarray(getattr(fn, "energy", fn)(*gs))
 
 
-def as_synapse(synapse: Any) -> Any:
-    """`synapse`, or if it is no valid argument of `jax.jit` one that is.
+def as_synapse(synapse: object) -> HasEnergy:
+    """`synapse`, wrapped if it is no valid argument of `jax.jit`.
 
-    As in [`hopfield_layers.as_lagrangian`][], the arrays in a callable that is a pytree stay
-    trainable parameters, and a function is compared by identity.
+    As for a Lagrangian, arrays in a callable are parameters; a function is compared by identity.
     """
     if isinstance(synapse, type):
-        raise TypeError(
-            f"Expected a synapse, got the class {synapse.__name__}: pass an instance, "
-            f"{synapse.__name__}(...)."
-        )
-    has_energy = callable(getattr(synapse, "energy", None))
-    if not has_energy and not callable(synapse):
+        name = synapse.__name__
+        raise TypeError(f"Expected a synapse, got the class {name}: pass an instance, {name}(...).")
+    if not callable(getattr(synapse, "energy", synapse)):
         raise TypeError(
             f"Expected a synapse, an object with a method energy, or a callable, got {synapse!r}."
         )
-    if has_energy and all(map(eqx.is_array_like, jax.tree.leaves(synapse))):
+    if isinstance(synapse, HasEnergy) and all(map(eqx.is_array_like, jax.tree.leaves(synapse))):
         return synapse
     return EnergySynapse(synapse)
 
 
-def as_shapes(shapes: Any, count: int | None = None) -> Shapes:
+def pure_energy(synapse: HasEnergy) -> Callable[..., Array]:
+    """The energy without conversions or checks; of a user's own synapse, its method `energy`."""
+    if isinstance(synapse, AbstractShaped):
+        return lambda *gs: -synapse._alignment(*gs)
+    return synapse.energy
+
+
+def as_shapes(shapes: Sequence[ShapeLike], count: int | None = None) -> Shapes:
     """`shapes` as a tuple of shapes, one per layer; a size is the shape of a layer of one axis."""
-    few = not isinstance(shapes, tuple | list) or len(shapes) == 0
-    if few or (count is not None and len(shapes) != count):
+    if not (isinstance(shapes, tuple | list) and shapes and count in (None, len(shapes))):
         number = "one per layer" if count is None else f"{count} of them"
         raise ValueError(f"Expected a tuple of shapes, {number}, got {shapes!r}.")
-    return tuple(as_shape(shape) for shape in shapes)
+    return tuple(map(as_shape, shapes))
 
 
-def sizes(shapes: Shapes) -> tuple[int, ...]:
-    """The number of units of each layer."""
-    return tuple(map(math.prod, shapes))
+def token_shape(shape: Shape) -> tuple[int, int]:
+    """The number of tokens of a layer, and of units of each token."""
+    if not shape:
+        raise ValueError("Expected a layer of tokens, of one axis at least, got shape ().")
+    return math.prod(shape[:-1]), shape[-1]
 
 
-def heads(numbers: tuple[Any, ...], given: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """The numbers of heads and of their hidden units, those at `axes` as in weights that are given.
-
-    1, the default of the number of heads, and 64, that of units, ask for no number in particular.
-    """
-    checked = list(as_shape(numbers))
-    shape = jnp.shape(given) if given is not None else ()
-    for i, axis in enumerate(axes):
-        if len(shape) > 2 and checked[i] == (1, 64)[i]:
-            checked[i] = shape[axis]
-    return tuple(checked)
+def head_shape(heads: int, hidden: int, W: Weight | None, *axes: int) -> Shape:
+    """`(heads, hidden)`, or the sizes of W along `axes` where these are left at 1 and 64."""
+    sizes = list(as_shape((heads, hidden)))
+    if W is not None and jnp.ndim(W) > 2:
+        for i, (axis, default) in enumerate(zip(axes, (1, 64), strict=False)):
+            sizes[i] = jnp.shape(W)[axis] if sizes[i] == default else sizes[i]
+    return tuple(sizes)
 
 
-def weights(
-    key: PRNGKeyArray | None, stdinit: ArrayLike, **wanted: tuple[Any, tuple[int, ...]]
-) -> list[Array]:
-    """The weights that were given, or weights drawn from N(0, stdinit²) if a key was.
-
-    `wanted` has for each its name, what was given (or None) and its shape.
-    """
-    missing = [name for name, (given, _) in wanted.items() if given is None]
-    names = " and ".join(wanted)
+def weights(key: PRNGKeyArray | None, stdinit: Scalar, **expected: tuple[Weight | None, Shape]):
+    """Weights drawn from N(0, stdinit²) with the key, or the user's own: name=(array, shape)."""
+    names = " and ".join(expected)
+    missing = [name for name, (array, _) in expected.items() if array is None]
     if key is not None:
-        if len(missing) < len(wanted):
+        if len(missing) < len(expected):
             raise ValueError(f"Expected either a key or {names}, got both.")
-        keys = jr.split(key, len(wanted))
-        shapes = [shape for _, shape in wanted.values()]
-        return [jr.normal(k, shape) * stdinit for k, shape in zip(keys, shapes, strict=True)]
+        pairs = zip(jr.split(key, len(expected)), expected.values(), strict=True)
+        return [jr.normal(subkey, shape) * stdinit for subkey, (_, shape) in pairs]
     if missing:
         raise ValueError(f"Expected either a key or {names}, got no {' and no '.join(missing)}.")
-    arrays = {name: as_float(given) for name, (given, _) in wanted.items()}
-    for name, (_, shape) in wanted.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"Expected {name} of shape {shape}, got {arrays[name].shape}.")
-    return list(arrays.values())
+    arrays = [as_float(array) for array, _ in expected.values() if array is not None]
+    for array, (name, (_, shape)) in zip(arrays, expected.items(), strict=True):
+        if array.shape != shape:
+            raise ValueError(f"Expected {name} of shape {shape}, got {array.shape}.")
+    return arrays
+
+
+def row_lagrangian(lagrangian: LagrangianLike | None, default: AbstractLagrangian):
+    """The Lagrangian of rows of hidden units: `lagrangian`, or if it is None the default one."""
+    chosen = default if lagrangian is None else as_lagrangian(lagrangian)
+    chosen.coupled_axes(1)  # which raises an error for an axis that a row doesn't have
+    return chosen

@@ -1,126 +1,122 @@
-"""L_hid(Σₖ gᵏ·Wᵏ), of batches in blocks, so that their memory is bounded."""
+"""L_hid of rows of hidden units, and of a batch in blocks, so that its memory is bounded."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
+from .._conversion import over_samples
 from ..lagrangians import AbstractLagrangian
-from ..lagrangians.base import CallableLagrangian
-from .rows import row_values
+from ..lagrangians.base import pure
+from ..lagrangians.callables import CallableLagrangian
 
 
-# The most hidden units of all samples together to evaluate at a time, or as many as there are
-# weights if these are more.
-AT_A_TIME = 2**23
+# The number of hidden units, those of all samples counted, that a block may always have. It may
+# have more if there are more weights.
+UNITS_PER_BLOCK = 2**23
+
+_Arrays = tuple[Array, ...]
 
 
-def hidden_value(
-    lagrangian: AbstractLagrangian, Ws: tuple[Array, ...], gs: tuple[Array, ...]
-) -> Array:
-    """L(Σ g·W). Of a batch, this and its gradient with respect to g are evaluated in blocks."""
-    # A function may close over what is differentiated, which blocks can't follow.
-    function = isinstance(lagrangian, CallableLagrangian)
-    return (_value if function else _value_in_blocks)(lagrangian, Ws, gs)
+def row_values(lagrangian: AbstractLagrangian, h: Array) -> Array:
+    """L of each row along the last axis of `h`, whichever axis the Lagrangian acts along."""
+    value, activation, _ = pure(lagrangian)
+    # A function may close over a traced value, whose derivative a custom rule would lose.
+    if not isinstance(lagrangian, CallableLagrangian):
+        value = functools.partial(_with_gradient, Partial(_value, lagrangian), activation)
+    return over_samples(value, h, h.ndim - 1)
 
 
-def _hidden(Ws: tuple[Array, ...], gs: tuple[Array, ...]) -> Array:
-    products = [g.ravel() @ W.astype(g.dtype) for g, W in zip(gs, Ws, strict=True)]
-    return functools.reduce(jnp.add, products)
+def hidden_value(lagrangian: AbstractLagrangian, Ws: _Arrays, gs: _Arrays) -> Array:
+    """L(Σ g·W) of flat gs. For a batch, this and its gradients along gs are evaluated in blocks."""
+    value, gradients = (Partial(fn, lagrangian, Ws) for fn in (_hidden_value, _hidden_gradients))
+    # As for `row_values`, a function may close over a traced value.
+    if isinstance(lagrangian, CallableLagrangian):
+        return value(gs)
+    num_units, nhid = sum(map(len, Ws)), Ws[0].shape[1]
+    size = max(num_units, UNITS_PER_BLOCK // max(nhid, 1))
+    return _with_gradient(*(Partial(_in_blocks, size, fn) for fn in (value, gradients)), gs)
 
 
-def _value(lagrangian: AbstractLagrangian, Ws: tuple[Array, ...], gs: tuple[Array, ...]) -> Array:
-    return row_values(lagrangian, _hidden(Ws, gs))
+def _value(lagrangian: AbstractLagrangian, h: Array) -> Array:
+    return pure(lagrangian).value(h)
 
 
-def _slopes(
-    lagrangian: AbstractLagrangian, Ws: tuple[Array, ...], gs: tuple[Array, ...]
-) -> tuple[Array, ...]:
-    """The gradient of `_value` with respect to each g."""
-    p = lagrangian.activation(_hidden(Ws, gs))
-    slopes = (jnp.tensordot(p, W.astype(p.dtype), (0, 1)) for W in Ws)
-    return tuple(slope.reshape(g.shape) for slope, g in zip(slopes, gs, strict=True))
+def _hidden_units(Ws: _Arrays, gs: _Arrays) -> Array:
+    return functools.reduce(jnp.add, map(jnp.matmul, gs, Ws))
 
 
-def _in_blocks(fn: Callable[..., Any], lagrangian: Any, Ws: Any, gs: Any) -> Any:
-    units, nhid = sum(map(len, Ws)), Ws[0].shape[1]
-    if units == 0:
-        return fn(lagrangian, Ws, gs)
-    arrays, rest = eqx.partition((lagrangian, Ws), eqx.is_array)
-
-    def apply(arrays, gs):
-        lagrangian, Ws = eqx.combine(arrays, rest)
-        return fn(lagrangian, Ws, gs)
-
-    return in_blocks(apply, arrays, gs, max(units, AT_A_TIME // max(nhid, 1)))
+def _hidden_value(lagrangian: AbstractLagrangian, Ws: _Arrays, gs: _Arrays) -> Array:
+    return row_values(lagrangian, _hidden_units(Ws, gs))
 
 
-@eqx.filter_custom_jvp
-def _value_in_blocks(lagrangian: Any, Ws: Any, gs: Any) -> Any:
-    return _in_blocks(_value, lagrangian, Ws, gs)
-
-
-@_value_in_blocks.def_jvp
-def _(primals, tangents):
-    (lagrangian, Ws, gs), (d_lagrangian, dWs, dgs) = primals, tangents
-    # Of the weights, whose derivatives add up over the samples; None where there are none.
-    of = lambda lagrangian, Ws: _value(lagrangian, Ws, gs)
-    _, tangent = eqx.filter_jvp(of, (lagrangian, Ws), (d_lagrangian, dWs))
-    terms = [] if tangent is None else [tangent]
-    if any(dg is not None for dg in dgs):
-        slopes = zip(_slopes_in_blocks(*primals), dgs, strict=True)
-        terms += [jnp.sum(slope * dg) for slope, dg in slopes if dg is not None]
-    return _value_in_blocks(*primals), functools.reduce(jnp.add, terms) if terms else None
+def _hidden_gradients(lagrangian: AbstractLagrangian, Ws: _Arrays, gs: _Arrays) -> _Arrays:
+    # Written out, since `jax.grad` takes more memory.
+    p = pure(lagrangian).activation(_hidden_units(Ws, gs))
+    return tuple(jnp.tensordot(p, W, (0, 1)) for W in Ws)
 
 
 @eqx.filter_custom_jvp
-def _slopes_in_blocks(lagrangian: Any, Ws: Any, gs: Any) -> Any:
-    return _in_blocks(_slopes, lagrangian, Ws, gs)
+def _with_gradient(value: Callable, gradient: Callable, x: PyTree[Array]) -> Array:
+    """`value(x)`, whose derivative with respect to x is `gradient(x)`; both may be pytrees."""
+    return value(x)
 
 
-@_slopes_in_blocks.def_jvp
-def _(primals, tangents):
-    return _slopes_in_blocks(*primals), eqx.filter_jvp(_slopes, primals, tangents)[1]
+@_with_gradient.def_jvp
+def _with_gradient_jvp(primals, tangents):
+    (value, gradient, x), (d_value, _, dx) = primals, tangents
+    slopes = jax.tree.leaves(gradient(x))
+
+    def same_slope(value: Callable, y: PyTree[Array]) -> Array:
+        # The parameters in `value` have no gradient in closed form.
+        pairs = zip(slopes, jax.tree.leaves(y), strict=True)
+        return sum((jnp.sum(slope * leaf) for slope, leaf in pairs), value(x))
+
+    _, tangent = eqx.filter_jvp(same_slope, (value, x), (d_value, dx))
+    return _with_gradient(*primals), tangent
 
 
-def in_blocks(
-    fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, x: PyTree, size: int
-) -> PyTree:
-    """`fn(shared, x)`, of which `jax.vmap` over x evaluates at most `size` samples at a time.
+@eqx.filter_custom_jvp
+def _in_blocks(size: int, fn: Callable, gs: _Arrays) -> PyTree[Array]:
+    """`fn(gs)`, which `jax.vmap` over gs evaluates for at most `size` samples at a time."""
+    arrays, static = eqx.partition(fn, eqx.is_array)
 
-    Not differentiable in reverse.
-    """
-
-    def samples(shared, x):
-        # Of all batch axes, along the first axis of x.
-        one = lambda x: fn(shared, x)
-        count = jax.tree.leaves(x)[0].shape[0]
-        if count <= size:
-            return jax.vmap(one)(x)
-        blocks = math.ceil(count / size)
-        return jax.lax.map(one, x, batch_size=math.ceil(count / blocks))
+    def samples(arrays: PyTree[Array], gs: _Arrays) -> PyTree[Array]:
+        """`fn` of all samples, along the first axis of each g."""
+        sample, count = eqx.combine(arrays, static), len(gs[0])
+        if count <= size or not any(g.size for g in gs):
+            return jax.vmap(sample)(gs)
+        num_blocks = math.ceil(count / size)
+        return jax.lax.map(sample, gs, batch_size=math.ceil(count / num_blocks))
 
     run = custom_vmap(samples)
 
     @run.def_vmap
-    def _(count, batched, shared, x):
+    def _(axis_size, batched, arrays, gs):
         if any(jax.tree.leaves(batched[0])):
             axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
-            out = jax.vmap(samples, axes, axis_size=count)(shared, x)
+            out = jax.vmap(samples, axes, axis_size=axis_size)(arrays, gs)
         else:
-            spread = lambda x, b: x if b else jnp.broadcast_to(x, (count, *x.shape))
-            x = jax.tree.map(spread, x, batched[1])
-            batch = jax.tree.leaves(x)[0].shape[:2]
-            joined = jax.tree.map(lambda x: x.reshape(math.prod(batch), *x.shape[2:]), x)
-            out = run(shared, joined)
+            # Join the new batch axis to that of the samples.
+            batch = (axis_size, gs[0].shape[-2])
+            gs = (jnp.broadcast_to(g, (*batch, g.shape[-1])) for g in gs)
+            out = run(arrays, tuple(jax.lax.collapse(g, 0, 2) for g in gs))
             out = jax.tree.map(lambda y: y.reshape(*batch, *y.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
-    out = run(shared, jax.tree.map(lambda x: x[None], x))
+    out = run(arrays, tuple(g[None] for g in gs))
     return jax.tree.map(lambda y: y[0], out)
+
+
+@_in_blocks.def_jvp
+def _in_blocks_jvp(primals, tangents):
+    # Not in blocks, since the derivatives of the weights and parameters add up over the samples.
+    (_, *arguments), (_, *d_arguments) = primals, tangents
+    _, tangent = eqx.filter_jvp(Partial.__call__, arguments, d_arguments)
+    return _in_blocks(*primals), tangent

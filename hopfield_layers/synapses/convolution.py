@@ -2,38 +2,42 @@
 
 import math
 import operator
-from typing import Any
+import string
+from collections.abc import Sequence
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import as_shape
-from .base import AbstractShaped, as_shapes, Shapes, weights
+from .._conversion import as_shape, ShapeLike
+from .base import AbstractShaped, as_shapes, Scalar, Shapes, Weight, weights
+
+
+Padding = Literal["SAME", "VALID", "SAME_LOWER"] | Sequence[Sequence[int]]
+Pairs = tuple[tuple[int, int], ...]
 
 
 class ConvSynapse(AbstractShaped):
     """A = Σ g² ⊙ pool(conv(g¹; kernel)), for layers `(*space, channels)`.
 
-    The number of axes of the layers makes it a convolution in one dimension, two or three. As in
-    all of deep learning the kernel is not flipped.
+    The layers may have one, two or more axes of space. As in all of deep learning the kernel is not
+    flipped. Sizes and strides are one number per axis of space, or one for all axes.
 
     **Arguments:**
 
     - `shapes`: the shapes of the two layers. The second is that of the result.
-    - `kernel_size`: the size of the kernel along each axis of space, or one size for all.
-    - `key`: a key of `jax.random`, to draw the kernel.
-    - `strides`: the strides of the convolution along each axis of space, or one for all.
+    - `kernel_size`: the size of the kernel.
+    - `strides`: the strides of the convolution.
+    - `key`, `stdinit`: as for [`hopfield_layers.DenseSynapse`][].
     - `padding`: `"SAME"`, `"VALID"`, `"SAME_LOWER"`, or a pair `(low, high)` per axis of space.
     - `pool`: None, `"avg"` or `"max"`: how to pool the result, without padding.
-    - `pool_window`: the size of the windows along each axis of space, or one for all. By default 2.
-    - `pool_strides`: their strides, likewise. By default the size of the windows.
-    - `stdinit`: the standard deviation of the kernel.
-    - `kernel`: the kernel instead of a key, `(*kernel_size, channels in, channels out)`.
+    - `pool_window`: the size of the pooling windows. By default 2.
+    - `pool_strides`: the strides of these. By default the size of the windows.
+    - `kernel`: the kernel, if no key is passed, `(*kernel_size, channels in, channels out)`.
 
     **Raises:** `ValueError` for both a key and a kernel or neither, a kernel of another shape, a
     second layer that hasn't the shape of the result, or windows without pooling.
@@ -50,98 +54,93 @@ class ConvSynapse(AbstractShaped):
     """
 
     shapes: Shapes = eqx.field(static=True)
-    kernel: Array
+    kernel: Float[Array, "*kernel_size channels_in channels_out"]
     strides: tuple[int, ...] = eqx.field(static=True)
-    padding: str | tuple[tuple[int, int], ...] = eqx.field(static=True)
+    padding: str | Pairs = eqx.field(static=True)
     pool: str | None = eqx.field(static=True)
     pool_window: tuple[int, ...] | None = eqx.field(static=True)
     pool_strides: tuple[int, ...] | None = eqx.field(static=True)
 
     def __init__(
         self,
-        shapes: Any,
-        kernel_size: Any,
+        shapes: Sequence[ShapeLike],
+        kernel_size: ShapeLike,
         *,
         key: PRNGKeyArray | None = None,
-        strides: Any = 1,
-        padding: Any = "SAME",
-        pool: str | None = None,
-        pool_window: Any = None,
-        pool_strides: Any = None,
-        stdinit: ArrayLike = 0.02,
-        kernel: ArrayLike | None = None,
+        strides: ShapeLike = 1,
+        padding: Padding = "SAME",
+        pool: Literal["avg", "max"] | None = None,
+        pool_window: ShapeLike | None = None,
+        pool_strides: ShapeLike | None = None,
+        stdinit: Scalar = 0.02,
+        kernel: Weight | None = None,
     ):
         self.shapes = as_shapes(shapes, 2)
         first, second = self.shapes
         if not len(first) == len(second) >= 2:
             raise ValueError(f"Expected two layers of shapes (*space, channels), got {shapes}.")
-        space = len(first) - 1
-        self.strides = _per_axis("strides", strides, space)
-        self.padding = _as_padding(padding, space)
+        num_axes = len(first) - 1
+        self.strides = _per_axis("strides", strides, num_axes)
+        self.padding = _as_padding(padding, num_axes)
         if pool not in (None, "avg", "max"):
             raise ValueError(f'Expected pool to be None, "avg" or "max", got {pool!r}.')
-        self.pool = pool
-        if pool is None:
-            if pool_window is not None or pool_strides is not None:
-                raise ValueError('A pool_window or pool_strides need pool="avg" or pool="max".')
-            self.pool_window = self.pool_strides = None
-        else:
-            window = 2 if pool_window is None else pool_window
-            self.pool_window = _per_axis("pool_window", window, space)
-            pool_strides = self.pool_window if pool_strides is None else pool_strides
-            self.pool_strides = _per_axis("pool_strides", pool_strides, space)
-        size = _per_axis("kernel_size", kernel_size, space)
-        (self.kernel,) = weights(key, stdinit, kernel=(kernel, (*size, first[-1], second[-1])))
-
-    def __check_init__(self):
-        first, second = self.shapes
-        got = jax.eval_shape(self._pooled, jax.ShapeDtypeStruct(first, self.kernel.dtype)).shape
-        if got != second:
+        if pool is None and not (pool_window is None and pool_strides is None):
+            raise ValueError('A pool_window or pool_strides need pool="avg" or pool="max".')
+        self.pool, self.pool_window, self.pool_strides = pool, None, None
+        if pool is not None:
+            window = self.pool_window = _per_axis("pool_window", pool_window, num_axes, 2)
+            self.pool_strides = _per_axis("pool_strides", pool_strides, num_axes, window)
+        shape = (*_per_axis("kernel_size", kernel_size, num_axes), first[-1], second[-1])
+        (self.kernel,) = weights(key, stdinit, kernel=(kernel, shape))
+        result = jax.eval_shape(self._pooled, jax.ShapeDtypeStruct(first, self.kernel.dtype)).shape
+        if result != second:
             raise ValueError(
-                f"Expected a second layer of the shape {got} of the result, got {second}."
+                f"Expected a second layer of the shape {result} of the result, got {second}."
             )
 
-    def _alignment(self, *gs):
+    def _alignment(self, *gs: Array) -> Array:
         g1, g2 = gs
         return jnp.sum(g2 * self._pooled(g1))
 
     def _pooled(self, g: Array) -> Array:
         """pool(conv(g; kernel))."""
-        axes = tuple(range(1, g.ndim))
-        numbers = lax.ConvDimensionNumbers(
-            lhs_spec=(0, g.ndim, *axes),
-            rhs_spec=(g.ndim, g.ndim - 1, *range(g.ndim - 1)),
-            out_spec=(0, g.ndim, *axes),
-        )
-        kernel = self.kernel.astype(g.dtype)
+        space = string.ascii_lowercase[: g.ndim - 1]
+        layout = f"N{space}C"
         (out,) = lax.conv_general_dilated(
-            g[None], kernel, self.strides, self.padding, dimension_numbers=numbers
+            g[None],
+            self.kernel.astype(g.dtype),
+            self.strides,
+            self.padding,
+            dimension_numbers=(layout, f"{space}IO", layout),
         )
         if self.pool_window is None or self.pool_strides is None:
             return out
-        least, reduce = (-np.inf, lax.max) if self.pool == "max" else (0.0, lax.add)
+        reduce, initial = (lax.max, -np.inf) if self.pool == "max" else (lax.add, 0.0)
+        # A concrete NumPy scalar, by which JAX recognises a reduction that it can differentiate.
+        initial = np.asarray(initial, out.dtype)
         window, strides = (*self.pool_window, 1), (*self.pool_strides, 1)
-        start = np.asarray(least, out.dtype)
-        out = lax.reduce_window(out, start, reduce, window, strides, "VALID")
+        out = lax.reduce_window(out, initial, reduce, window, strides, "VALID")
         return out if self.pool == "max" else out / math.prod(window)
 
 
-def _per_axis(name: str, sizes: Any, space: int) -> tuple[int, ...]:
-    """`sizes` as positive numbers, one for each axis of space."""
-    per_axis = as_shape(sizes)
-    per_axis = per_axis if isinstance(sizes, tuple | list) else per_axis * space
-    if len(per_axis) != space or 0 in per_axis:
-        raise ValueError(f"Expected {name} of {space} sizes greater than 0, got {sizes!r}.")
+def _per_axis(name: str, sizes: ShapeLike | None, num_axes: int, default: ShapeLike = ()):
+    """`sizes`, or if None the default, as positive numbers, one for each axis of space."""
+    sizes = default if sizes is None else sizes
+    per_axis = as_shape(sizes) if isinstance(sizes, tuple | list) else as_shape(sizes) * num_axes
+    if len(per_axis) != num_axes or 0 in per_axis:
+        raise ValueError(f"Expected {name} of {num_axes} sizes greater than 0, got {sizes!r}.")
     return per_axis
 
 
-def _as_padding(padding: Any, space: int) -> str | tuple[tuple[int, int], ...]:
-    """`padding`, hashable, or an error if lax wouldn't know it."""
-    if padding in ("SAME", "VALID", "SAME_LOWER"):
+def _as_padding(padding: Padding, num_axes: int) -> str | Pairs:
+    """`padding` in hashable form, or an error if `jax.lax` doesn't know it."""
+    if isinstance(padding, str) and padding in ("SAME", "VALID", "SAME_LOWER"):
         return padding
-    pairs = list(padding) if isinstance(padding, tuple | list) else []
-    if len(pairs) != space or any(np.shape(pair) != (2,) for pair in pairs):
-        raise ValueError(
-            f'Expected padding "SAME", "VALID", "SAME_LOWER" or {space} pairs, got {padding!r}.'
-        )
-    return tuple((operator.index(low), operator.index(high)) for low, high in pairs)
+    try:
+        pairs = tuple((operator.index(low), operator.index(high)) for low, high in padding)
+    except (TypeError, ValueError):
+        pairs = ()
+    if len(pairs) != num_axes:
+        names = '"SAME", "VALID", "SAME_LOWER"'
+        raise ValueError(f"Expected padding {names} or {num_axes} pairs, got {padding!r}.")
+    return pairs

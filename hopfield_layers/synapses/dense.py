@@ -1,28 +1,29 @@
 """Synapses that are linear in the activation of each layer."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import as_shape
-from .base import AbstractShaped, as_shapes, Shapes, sizes, weights
+from .._conversion import as_shape, ShapeLike
+from .base import AbstractShaped, as_shapes, Scalar, Shapes, Weight, weights
 
 
 class DenseSynapse(AbstractShaped):
     """A = Σ W_ij… g¹ᵢ g²ⱼ …, each activation flattened: every unit with every other.
 
-    Any number of layers; for two, A = g¹ᵀ W g².
+    For two layers A = g¹ᵀ W g². Connected to one layer twice, `[(("x", "x"), "W")]`, A = gᵀ W g:
+    the antisymmetric part of W adds nothing, and the drive of a symmetric W is ∂A/∂g = 2 W g. To
+    store the rows of P in N units by Hebb's rule, take W = PᵀP/(2N) without its diagonal, half of
+    Hebb's matrix, as below.
 
     **Arguments:**
 
-    - `shapes`: the shapes of the layers.
-    - `key`: a key of `jax.random`, to draw the weights.
-    - `stdinit`: the standard deviation of the weights.
-    - `W`: the weights instead of a key, with one axis per layer, as long as it has units.
+    - `shapes`: the shapes of the layers, in the order of the activations.
+    - `key`, `stdinit`: a key of `jax.random`, to draw the weights from N(0, stdinit²).
+    - `W`: the weights, if no key is passed, of shape `(units of layer 1, …)`.
 
     **Raises:** `ValueError` for both a key and weights or neither, or weights of another shape.
 
@@ -32,41 +33,51 @@ class DenseSynapse(AbstractShaped):
     >>> synapse = hl.DenseSynapse((2, 3), W=jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
     >>> print(synapse.alignment(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0, 1.0])))
     5.0
+    >>> P = jnp.array([[1.0, 1.0, 1.0, -1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0, 1.0, -1.0]])
+    >>> W = P.T @ P / (2 * 6)
+    >>> hebb = hl.DenseSynapse((6, 6), W=W - jnp.diag(jnp.diag(W)))
+    >>> ham = hl.HAM({"x": hl.TanhLayer(6, beta=5.0)}, {"W": hebb}, [(("x", "x"), "W")])
+    >>> x0 = P[0].at[0].set(-1.0)  # the first pattern with its first unit flipped
+    >>> print(jnp.sign(hl.relax(ham, {"x": x0}).x["x"]))
+    [ 1.  1.  1. -1. -1. -1.]
 
     ```
     """
 
     shapes: Shapes = eqx.field(static=True)
-    W: Array
+    W: Float[Array, "..."]
 
     def __init__(
         self,
-        shapes: Any,
+        shapes: Sequence[ShapeLike],
         *,
         key: PRNGKeyArray | None = None,
-        stdinit: ArrayLike = 0.02,
-        W: ArrayLike | None = None,
+        stdinit: Scalar = 0.02,
+        W: Weight | None = None,
     ):
         self.shapes = as_shapes(shapes)
-        (self.W,) = weights(key, stdinit, W=(W, sizes(self.shapes)))
+        (self.W,) = weights(key, stdinit, W=(W, tuple(map(math.prod, self.shapes))))
 
-    def _alignment(self, *gs):
+    def _alignment(self, *gs: Array) -> Array:
         A = self.W.astype(gs[0].dtype)
         for g in gs:
-            # A product of matrices, which needs no transpose of W for its derivative.
-            rest = A.shape[1:]
-            A = (g.ravel() @ A.reshape(g.size, math.prod(rest))).reshape(rest)
+            # As a product of matrices, whose derivative needs no transpose of W.
+            remaining = A.shape[1:]
+            A = (g.ravel() @ A.reshape(g.size, math.prod(remaining))).reshape(remaining)
         return A
 
 
 class BiasSynapse(AbstractShaped):
-    """A = Σ b·g: a constant input b to a layer.
+    """A = Σ b·g: a constant input b to a layer, the trainable threshold of its units.
+
+    The bias of a [`hopfield_layers.Layer`][] is not a threshold: it shifts the state x, and not the
+    activation at which the layer rests.
 
     **Arguments:**
 
     - `shape`: the shape of the layer.
     - `key`: a key of `jax.random`, to draw b from N(0, 0.02²).
-    - `b`: the input instead of a key, of the layer's shape.
+    - `b`: the input, if no key is passed, of the layer's shape.
 
     **Raises:** `ValueError` for both a key and b or neither, or b of another shape.
 
@@ -80,12 +91,13 @@ class BiasSynapse(AbstractShaped):
     """
 
     shapes: Shapes = eqx.field(static=True)
-    b: Array
+    b: Float[Array, "..."]
 
-    def __init__(self, shape: Any, *, key: PRNGKeyArray | None = None, b: ArrayLike | None = None):
+    def __init__(
+        self, shape: ShapeLike, *, key: PRNGKeyArray | None = None, b: Weight | None = None
+    ):
         self.shapes = (as_shape(shape),)
         (self.b,) = weights(key, 0.02, b=(b, self.shapes[0]))
 
-    def _alignment(self, *gs):
-        (g,) = gs
-        return jnp.sum(self.b.astype(g.dtype) * g)
+    def _alignment(self, *gs: Array) -> Array:
+        return jnp.sum(self.b.astype(gs[0].dtype) * gs[0])

@@ -1,44 +1,44 @@
 """The law of derivatives with respect to parameters."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from .._arrays import as_float
-from ..lagrangians import as_lagrangian
-from ..model import AbstractEnergyModel
-from .verdict import check, Laws, Measured, not_nan, rounding
+from .._conversion import as_float
+from ..lagrangians import AbstractLagrangian
+from ..model import AbstractEnergyModel, StateLike
+from ..synapses.base import LagrangianLike
+from .lagrangian_laws import checked_lagrangian
+from .verdict import check, finite, Laws, Measured, rounding
 
 
-def assert_gradients(model: Any, x: PyTree) -> None:
+def assert_gradients(model: AbstractEnergyModel | LagrangianLike, x: StateLike) -> None:
     """Derivatives with respect to each parameter are those of central differences.
 
     Of L, g and E, and for a model of g, u, E, H u and τ, along one direction in each parameter.
-    Computed in float64 whatever the dtype of x. The difference is extrapolated to fourth order; its
-    tolerance is what the extrapolation changes and its rounding, and at a kink or beside a power,
-    where it tends to its limit slower than h² or not at all, what it may still be off by.
+    Computed in float64 whatever the dtype of x. The difference is extrapolated to fourth order. Its
+    tolerance is what the extrapolation changes, plus rounding. At a kink or beside a power the
+    difference converges slower than h² or not at all, and an estimate of the remainder is added.
 
     **Arguments:**
 
     - `model`: a Lagrangian, a convex callable, or a [`hopfield_layers.AbstractEnergyModel`][].
     - `x`: a state, without batch axes.
 
-    **Raises:** `AssertionError` with the parameter's name, both derivatives, and the size of the
-    violation and of its tolerance.
+    **Raises:** [`hopfield_layers.testing.Violation`][]; `TypeError` for what is neither a model nor
+    a Lagrangian.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> import jax, jax.numpy as jnp
-    >>> from hopfield_layers.testing import assert_gradients
-    >>> assert_gradients(hl.TanhLayer(2, tau=2.0, bias=jnp.ones(2)), jnp.array([0.5, -1.0]))
-    >>> class LHalf(hl.LTanh):
-    ...     def __call__(self, x):
-    ...         return hl.LTanh(jax.lax.stop_gradient(self.beta))(x)
-    >>> assert_gradients(LHalf(beta=2.0), jnp.array([0.5, -1.0]))
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([0.5, -1.0])
+    >>> hl.testing.assert_gradients(hl.TanhLayer(2, tau=2.0, bias=jnp.ones(2)), x)
+    >>> def half_square(scale, x):
+    ...     return jax.lax.stop_gradient(scale) * jnp.sum(x**2) / 2
+    >>> hl.testing.assert_gradients(jax.tree_util.Partial(half_square, jnp.array(3.0)), x)
     Traceback (most recent call last):
     ...
     hopfield_layers.testing.verdict.Violation: gradients: Σ ∂f/∂θ·v = df(θ + hv)/dh, does not ...
@@ -46,87 +46,83 @@ def assert_gradients(model: Any, x: PyTree) -> None:
 
     ```
     """
-    model = model if isinstance(model, AbstractEnergyModel) else as_lagrangian(model)
+    model = model if isinstance(model, AbstractEnergyModel) else checked_lagrangian(model)
     check(gradient_laws(model, x), {"model": model, "x": x})
 
 
-def gradient_laws(model: Any, x: PyTree) -> Laws:
+def gradient_laws(model: AbstractEnergyModel | AbstractLagrangian, x: PyTree) -> Laws:
     """The law of each parameter at x."""
     with jax.enable_x64(True):
-        wide = lambda leaf: leaf.astype(jnp.float64) if eqx.is_inexact_array(leaf) else leaf
-        model, x = jax.tree.map(wide, (model, jax.tree.map(as_float, x)))
-        return _measured(model, x)
+        arrays, static = eqx.partition((model, jax.tree.map(as_float, x)), eqx.is_inexact_array)
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), arrays)
+        return _measured(*eqx.combine(wide, static))
 
 
-def _results(model: Any, x: PyTree) -> PyTree:
-    if not isinstance(model, AbstractEnergyModel):
-        return {"L(x)": model(x), "g(x)": model.activation(x), "E(x)": model.energy(x)}
-    u = model.dEdg(x)
-    g, force = jax.jvp(model.activations, (x,), (u,))
-    return {"g(x)": g, "u(x)": u, "E(x)": model.energy(x), "H u": force, "τ": model.tau}
+def _results(model: AbstractEnergyModel | AbstractLagrangian, x: PyTree) -> Array:
+    """All results at x, one after the other."""
+    if isinstance(model, AbstractEnergyModel):
+        u = model.dEdg(x)
+        g, force = jax.jvp(model.activations, (x,), (u,))
+        results = (g, u, model.energy(x), force, model.tau)
+    else:
+        results = (model(x), model.activation(x), model.energy(x))
+    return ravel_pytree(results)[0]
 
 
-def _weighted(flat: Array) -> Array:
-    """So that each result has its part in the sum."""
-    return (1 + jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))) * flat
+def _extrapolated(ups: Array, center: Array, downs: Array, steps: Array) -> tuple[Array, Array]:
+    """df(h)/dh at 0 of fourth order by f at three halved steps, and what it may be off by."""
+    h = steps[:, None]
+    coarse, middle, fine = (ups - downs) / (2 * h)
+    _, bend, half_bend = (ups - 2 * center + downs) / h
+    previous, best = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
+    # h f″ vanishes with h, but at a kink the bend stays as it is. Beside a power the error falls as
+    # slowly as √h, and the missing part is the sum of a geometric series.
+    last, before = jnp.abs(fine - middle), jnp.abs(middle - coarse)
+    ratio = before / jnp.where(last == 0, 1, last)  # 4 where the error falls as h²
+    series = jnp.where(ratio < 3.5, last / jnp.maximum(ratio - 1, 2.0**-12), 0)
+    return best, jnp.abs(best - previous) + jnp.abs(2 * half_bend - bend) + series
 
 
 @eqx.filter_jit
-def _measured(model: Any, x: PyTree) -> Laws:
-    parameters, rest = eqx.partition(model, eqx.is_inexact_array)
+def _measured(model: AbstractEnergyModel | AbstractLagrangian, x: PyTree) -> Laws:
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
     values, unravel = ravel_pytree(parameters)
-    paths = jax.tree_util.tree_leaves_with_path(parameters)
-
-    def results(values, x):
-        return ravel_pytree(_results(eqx.combine(unravel(values), rest), x))[0]
-
-    def probe(values, x):
-        flat = results(values, x)
-        return jnp.sum(_weighted(flat)), flat
-
-    def differences(direction):
-        at = lambda h: _weighted(results(values + h * direction, x))
-        ups, downs = jnp.split(jax.lax.map(at, jnp.concatenate([steps, -steps])), 2)
-        h = steps[:, None]
-        return (ups - downs) / (2 * h), (ups - 2 * here + downs) / h
-
-    if not paths:
+    leaves = jax.tree_util.tree_leaves_with_path(parameters)
+    if not leaves:
         return {}
-    both = jax.value_and_grad(probe, argnums=(0, 1), has_aux=True)
-    (_, flat), (exact, slopes_in_x) = both(values, x)
-    here = _weighted(flat)
-    # What rounding the arguments does; a derivative that is NaN explains nothing.
+
+    def weighted(values, x):
+        # With different weights no two derivatives cancel in the sum of the results.
+        results = _results(eqx.combine(unravel(values), static), x)
+        return (1 + jnp.cos(jnp.arange(results.size, dtype=results.dtype))) * results, results
+
+    center, pull, results = jax.vjp(weighted, values, x, has_aux=True)
+    exact, slopes_in_x = pull(jnp.ones_like(center))
+    # Rounding the arguments changes the results too; a derivative that is NaN explains nothing.
     arguments, slopes = (ravel_pytree(tree)[0] for tree in ((x, values), (slopes_in_x, exact)))
-    moved = jnp.nan_to_num(jnp.abs(arguments * slopes), nan=0, posinf=jnp.inf)
-    size = jnp.sum(jnp.abs(here)) + jnp.sum(moved)
-    sizes = [leaf.size for _, leaf in paths]
-    owner = jnp.repeat(jnp.arange(len(sizes)), jnp.array(sizes), total_repeat_length=sum(sizes))
-    # Of the size of the parameter, so that it stays in its domain.
+    rounding_effect = jnp.nan_to_num(jnp.abs(arguments * slopes), nan=0, posinf=jnp.inf)
+    size = jnp.sum(jnp.abs(center)) + jnp.sum(rounding_effect)
+    # A step in proportion to the parameter doesn't leave its domain.
     scale = jnp.where(values == 0, 1, jnp.abs(values))
-    direction = scale * jnp.cos(jnp.arange(values.size, dtype=values.dtype) / 2)
+    everywhere = scale * jnp.cos(jnp.arange(values.size, dtype=values.dtype) / 2)
+    sizes = jnp.array([leaf.size for _, leaf in leaves])
+    leaf_masks = jnp.repeat(jnp.eye(len(leaves)), sizes, axis=1, total_repeat_length=values.size)
     steps = 2.0 ** -jnp.arange(9.0, 12.0)
 
-    def along(i):
-        own = jnp.where(owner == i, direction, 0)
-        (coarse, middle, fine), (_, bend, half) = differences(own)
-        better, best = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
-        # Of h f″ nothing is left, but of a kink right here half of it; and of an error that falls
-        # as slowly as √h, beside a power, the sum of a geometric series.
-        last, before = jnp.abs(fine - middle), jnp.abs(middle - coarse)
-        slower = before / jnp.where(last == 0, 1, last)  # 4 where the error falls as h²
-        series = jnp.where(slower < 3.5, last / jnp.maximum(slower - 1, 2.0**-12), 0)
-        change = jnp.abs(best - better) + jnp.abs(2 * half - bend) + series
-        return jnp.sum(jnp.where(owner == i, exact * own, 0)), jnp.sum(best), jnp.sum(change)
+    def derivative(direction):
+        def shifted(h):
+            return weighted(values + h * direction, x)[0]
 
-    slopes, expected, changes = jax.lax.map(along, jnp.arange(len(sizes)))
-    tolerances = changes + rounding(size / steps[-1])
-    return {
-        "finite": [not_nan({"f": flat})],
-        "gradients": [
-            Measured(slope, best, tolerance, {}, of="θ = model" + jax.tree_util.keystr(path))
-            for (path, leaf), slope, best, tolerance in zip(
-                paths, slopes, expected, tolerances, strict=True
-            )
-            if leaf.size
-        ],
-    }
+        ups, downs = jnp.split(jax.lax.map(shifted, jnp.concatenate([steps, -steps])), 2)
+        best, change = _extrapolated(ups, center, downs, steps)
+        # A derivative by another parameter may be NaN, and 0 · NaN too.
+        slope = jnp.sum(jnp.where(direction == 0, 0, exact * direction))
+        return slope, jnp.sum(best), jnp.sum(change) + rounding(size / steps[-1])
+
+    each = zip(leaves, *jax.lax.map(derivative, leaf_masks * everywhere), strict=True)
+    measured = [
+        Measured(slope, best, tolerance, {}, subject="θ = model" + jax.tree_util.keystr(path))
+        for (path, leaf), slope, best, tolerance in each
+        if leaf.size
+    ]
+    return {"finite": [finite({"f": results})], "gradients": measured}

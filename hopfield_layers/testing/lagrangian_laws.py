@@ -1,45 +1,46 @@
 """The laws of a Lagrangian."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
-from .._arrays import as_float
+from .._conversion import as_float
 from ..lagrangians import AbstractLagrangian, as_lagrangian
-from .verdict import check, LAWS, Laws, Measured, rounding, Violation
+from ..model import AbstractEnergyModel
+from ..synapses.base import LagrangianLike
+from .verdict import abs_product, check, finite, LAWS, Laws, Measured, rounding, Violation
 
 
-def assert_lagrangian(lagrangian: Any, x: ArrayLike, y: ArrayLike) -> None:
+def assert_lagrangian(
+    lagrangian: LagrangianLike, x: Shaped[ArrayLike, "*state"], y: Shaped[ArrayLike, "*state"]
+) -> None:
     """L is convex, g = ∂L/∂x, E = Σ x·g − L, L(y) + E(x) − Σ g(x)·y ≥ 0, and none is NaN.
 
-    Checked in this order, in the dtype of x: L and E are scalars and g has the shape of x; dtypes
-    are kept; jit and vmap change nothing; no NaN, no overflow of what is in range; g = ∂L/∂x; E is
-    the Legendre transform; L is convex between x and y; the Fenchel–Young inequality. A sum is
-    right up to 64 ε of the sizes of its terms, of 1 for each unit, and of what rounding its
-    argument does to them; where these overflow nothing is said.
+    Checked in this order, in the dtype of x: the shapes of L, g and E; their dtypes; jit and vmap
+    change nothing; no NaN, no overflow of what is in range; g = ∂L/∂x; g couples no units but those
+    of `coupled_axes`; E is the Legendre transform; L is convex between x and y; the Fenchel–Young
+    inequality. A sum is right up to 64 ε of the sizes of its terms, of 1 for each unit, and of what
+    rounding its argument does to them; where these overflow the law is undecided.
 
     **Arguments:**
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
-    - `x`, `y`: two states of one shape and dtype, without batch axes, of a few dozen units at most:
-        H is formed.
+    - `x`, `y`: two states of one shape and dtype, without batch axes, of a few dozen units: H is
+        formed.
 
-    **Raises:** `AssertionError` with the law's name, its formula with the numbers, the worst unit,
-    and the size of the violation and of its tolerance. `ValueError` if x and y differ in shape or
-    dtype.
+    **Raises:** [`hopfield_layers.testing.Violation`][]; `ValueError` if x and y differ in shape or
+    dtype; `TypeError` for what is no Lagrangian.
 
     ```python
     >>> import hopfield_layers as hl
     >>> import jax.numpy as jnp
-    >>> from hopfield_layers.testing import assert_lagrangian
     >>> x, y = jnp.array([0.5, -1.0]), jnp.array([2.0, 0.0])
-    >>> assert_lagrangian(hl.LTanh(), x, y)
-    >>> assert_lagrangian(lambda x: -jnp.sum(x**2), x, y)
+    >>> hl.testing.assert_lagrangian(hl.LTanh(), x, y)
+    >>> hl.testing.assert_lagrangian(lambda x: -jnp.sum(x**2), x, y)
     Traceback (most recent call last):
     ...
     hopfield_layers.testing.verdict.Violation: convex: ½L(x) + ½L(y) ≥ L(½x + ½y), does not hold.
@@ -48,73 +49,71 @@ def assert_lagrangian(lagrangian: Any, x: ArrayLike, y: ArrayLike) -> None:
 
     ```
     """
-    lagrangian, x, y = as_lagrangian(lagrangian), as_float(x), as_float(y)
+    lagrangian, x, y = checked_lagrangian(lagrangian), as_float(x), as_float(y)
     if x.shape != y.shape or x.dtype != y.dtype:
         raise ValueError(
             f"Expected x and y of one shape and dtype, got {x.dtype}{list(x.shape)} and "
             f"{y.dtype}{list(y.shape)}."
         )
-    where = {"Lagrangian": lagrangian, "x": x, "y": y}
-    check(lagrangian_laws(lagrangian, x, y) | jit_laws(lagrangian, x), where)
+    laws = lagrangian_laws(lagrangian, x, y) | jit_laws(lagrangian, x)
+    check(laws, {"Lagrangian": lagrangian, "x": x, "y": y})
+
+
+def checked_lagrangian(lagrangian: LagrangianLike) -> AbstractLagrangian:
+    """`as_lagrangian`, with an error for a model that names the function to use instead."""
+    if isinstance(lagrangian, AbstractEnergyModel):
+        raise TypeError(
+            f"Expected a Lagrangian, got a {type(lagrangian).__name__}: pass layer.lagrangian, or "
+            "check the model itself with assert_energy_bounded(model, x)."
+        )
+    return as_lagrangian(lagrangian)
 
 
 def lagrangian_laws(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
-    """Every law at (x, y), or a [`Violation`][] if they can't be evaluated."""
-    return _evaluated(_measured, lagrangian, x, y)
+    """Every law but that of jit at (x, y), or a [`Violation`][] if they can't be evaluated."""
+    return _evaluated(eqx.filter_jit(measure), lagrangian, x, y)
 
 
-def _evaluated(fn: Callable[..., Any], *args: Any) -> Any:
+def jit_laws(lagrangian: AbstractLagrangian, x: Array) -> Laws:
+    """The law of jit at x, for which L, g and E are evaluated without jit too."""
+    measured = []
+    compiled = lagrangian_laws(lagrangian, x, x)["vmap"]
+    for fn, jitted in zip(_functions(lagrangian).values(), compiled, strict=True):
+        result, by_jit = fn(x), jitted.right
+        terms = {jitted.subject: result, "by jit": by_jit}
+        measured.append(Measured(result, by_jit, jitted.tolerance, terms))
+    return {"jit": measured}
+
+
+def check_dtypes(lagrangian: AbstractLagrangian, shape: tuple[int, ...]) -> int:
+    """The number of dtypes that L, g and E keep, or a [`Violation`][] if they don't keep all."""
+    dtypes = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.result_type(float))
+    for dtype in dtypes:
+        _evaluated(_check_results, lagrangian, jax.ShapeDtypeStruct(shape, dtype))
+    return len(dtypes)
+
+
+def _evaluated(fn: Callable, *args: object):
     """`fn(*args)`, or a [`Violation`][] if it can't be evaluated."""
     try:
         return fn(*args)
     except Violation:
         raise
     except Exception as error:
-        # What a callable's wrapper says if that returns no scalar.
+        # The text is that of `CallableLagrangian` for a callable that returns no scalar.
         law = "scalar" if str(error).startswith("A Lagrangian returns a real scalar") else "jit"
         text = f"{LAWS[law]}: under jit that raises {type(error).__name__}: {error}"
         raise Violation(law, text) from error
 
 
-@eqx.filter_jit
-def _measured(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
-    return measure(lagrangian, x, y)
+def _functions(lagrangian: AbstractLagrangian) -> dict[str, Callable[[Array], Array]]:
+    return {"L(x)": lagrangian, "g(x)": lagrangian.activation, "E(x)": lagrangian.energy}
 
 
-def jit_laws(lagrangian: AbstractLagrangian, x: Array) -> Laws:
-    """The law of jit at x, which takes evaluations without it."""
-    compiled = lagrangian_laws(lagrangian, x, x)["vmap"]
-    results = {
-        "L(x)": lagrangian(x),
-        "g(x)": lagrangian.activation(x),
-        "E(x)": lagrangian.energy(x),
-    }
-    parts = zip(results.items(), compiled, strict=True)
-    return {
-        "jit": [
-            Measured(now, part.right, part.tolerance, {name: now, "by jit": part.right})
-            for (name, now), part in parts
-        ]
-    }
-
-
-DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, float)
-
-
-def check_dtypes(lagrangian: AbstractLagrangian, shape: tuple[int, ...]) -> None:
-    """Raises a [`Violation`][] if L, g or E don't keep each of JAX's dtypes."""
-    for dtype in DTYPES:
-        x = jax.ShapeDtypeStruct(shape, jnp.result_type(dtype))
-        results = [
-            _evaluated(jax.eval_shape, fn, x)
-            for fn in (lagrangian, lagrangian.activation, lagrangian.energy)
-        ]
-        _well_formed(x, *results)
-
-
-def _well_formed(x: Any, value: Any, g: Any, energy: Any) -> None:
-    """Raises a [`Violation`][] if these have other shapes or dtypes than L, g and E."""
-    for name, result, shape in (("L(x)", value, ()), ("g(x)", g, x.shape), ("E(x)", energy, ())):
+def _check_results(lagrangian: AbstractLagrangian, x: Array | jax.ShapeDtypeStruct) -> None:
+    """Raises a [`Violation`][] if L, g or E have other shapes or dtypes than they should."""
+    for name, fn in _functions(lagrangian).items():
+        result, shape = jax.eval_shape(fn, x), x.shape if name == "g(x)" else ()
         if result.shape != shape:
             text = f"{name} has shape {result.shape} for x of shape {x.shape}, expected {shape}."
             raise Violation("scalar", text)
@@ -123,78 +122,63 @@ def _well_formed(x: Any, value: Any, g: Any, energy: Any) -> None:
 
 
 def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
-    """Every law at (x, y), each of one or more parts."""
-    fns = (lagrangian, lagrangian.activation, lagrangian.energy)
-    _well_formed(x, *(jax.eval_shape(fn, x) for fn in fns))
+    """Every law but that of jit at (x, y)."""
+
+    def size(a, b):
+        return jnp.sum(abs_product(a, b))
+
+    _check_results(lagrangian, x)
     value, slope = jax.value_and_grad(lagrangian)(x)
-    g, times = jax.linearize(lagrangian.activation, x)
+    g, hessian_vector = jax.linearize(lagrangian.activation, x)
     energy = lagrangian.energy(x)
-    # One program for all, which takes a fraction of the time to compile.
+    # One program for the four states takes a fraction of the time to compile.
     middle = x / 2 + y / 2
-    points = jnp.stack([x, y, middle, jnp.zeros_like(x)])
-    by_vmap = values, gs, _ = [jax.vmap(fn)(points) for fn in fns]
+    states = jnp.stack([x, y, middle, jnp.zeros_like(x)])
+    by_vmap = values, gs, _ = [jax.vmap(fn)(states) for fn in _functions(lagrangian).values()]
     (_, value_y, value_middle, value_0), (_, g_y, g_middle, g_0) = values, gs
-    # Where L leaves the range its derivative says nothing.
+    # Where L leaves the range its derivative is meaningless.
     gradient = jnp.where(jnp.isfinite(value), slope, g)
-    curvature, moved = _curvature(times, x)
-    product = _size(x, g)
+    basis = jnp.eye(x.size, dtype=x.dtype).reshape(-1, *x.shape)
+    hessian = jax.vmap(hessian_vector)(basis)  # row j is ∂g/∂xⱼ
+    # In units of ε what rounding x does to g; a unit at 0 isn't rounded.
+    rounding_effect = jnp.sum(abs_product(x.reshape(-1, *(1,) * x.ndim), hessian), axis=0)
+    product = size(x, g)
+    average, gap = value / 2 + value_y / 2, value_y + energy - jnp.sum(g * y)
     # A function whose values are small may yet be the difference of terms of size 1 per unit, as
     # ln(1 + eᵗ) − ln 2 is near 0; and its derivative, as eᵗ − 1.
-    tolerance = rounding(x.size, product, value, energy, _size(x, moved))
-    terms = {"L(x)": value, "g(x)": g, "E(x)": energy}
-    of_gradient = rounding(g, moved, jnp.ones_like(g))
-
+    tolerance = rounding(x.size, product, value, energy, size(x, rounding_effect))
     # For a convex L, L(0) + g(0)·x ≤ L(x) ≤ L(0) + g(x)·x.
-    in_range = jnp.isfinite(4 * (product + jnp.abs(value_0) + _size(x, g_0)))
-    beyond = in_range & ~(jnp.isfinite(value) & jnp.isfinite(energy))
-    nans = [jnp.isnan(each) for each in (value, g, energy, gradient, curvature)]
-    bad = sum(each.astype(x.dtype) for each in nans) + beyond + ~jnp.isfinite(value_0)
-    tolerances = (tolerance, rounding(g, moved), tolerance)
-    average = value / 2 + value_y / 2
-    gap = value_y + energy - jnp.sum(g * y)
+    in_range = jnp.isfinite(4 * (product + jnp.abs(value_0) + size(x, g_0)))
+    out_of_range = in_range & ~(jnp.isfinite(value) & jnp.isfinite(energy))
+    sizes = (value, value_y, value_middle, product, size(y, g_y), size(middle, g_middle))
+    convexity = rounding(x.size, *sizes)
+    fenchel = tolerance + rounding(value_y, size(y, g_y), size(y, g), size(y, rounding_effect))
+    terms = {"L(x)": value, "g(x)": g, "E(x)": energy}
+    finite_terms = terms | {"∂L/∂x": gradient, "Hx": hessian_vector(x)}
+    convex_terms = {"L(x)": value, "L(y)": value_y, "L(½x + ½y)": value_middle}
+    fenchel_terms = {"L(y)": value_y, "E(x)": energy, "Σ g(x)·y": jnp.sum(g * y)}
+    tolerances = (tolerance, rounding(g, rounding_effect), tolerance)
+    gradient_terms = {"g(x)": g, "∂L/∂x": gradient}
     return {
-        "finite": [
-            Measured(bad, 0 * bad, 0 * bad + 0.5, terms | {"∂L/∂x": gradient, "Hx": curvature})
-        ],
-        "gradient": [Measured(g, gradient, of_gradient, {"g(x)": g, "∂L/∂x": gradient})],
-        "Legendre": [Measured(energy, jnp.sum(x * g) - value, tolerance, terms)],
-        "convex": [
-            Measured(
-                average,
-                value_middle,
-                rounding(x.size, value, value_y, value_middle, product, _size(y, g_y))
-                + rounding(_size(middle, g_middle)),
-                {"L(x)": value, "L(y)": value_y, "L(½x + ½y)": value_middle},
-                inequality=True,
-            )
-        ],
-        "Fenchel–Young": [
-            Measured(
-                gap,
-                jnp.zeros_like(gap),
-                tolerance + rounding(value_y, _size(y, g_y), _size(y, g), _size(y, moved)),
-                {"L(y)": value_y, "E(x)": energy, "Σ g(x)·y": jnp.sum(g * y)},
-                inequality=True,
-            )
-        ],
         "vmap": [
-            Measured(left[0], right, tolerance, {"alone": right, "by vmap": left[0]}, of=name)
-            for name, left, right, tolerance in zip(
-                ("L(x)", "g(x)", "E(x)"), by_vmap, (value, g, energy), tolerances, strict=True
-            )
+            Measured(batch[0], alone, tol, {"alone": alone, "by vmap": batch[0]}, subject=name)
+            for (name, alone), batch, tol in zip(terms.items(), by_vmap, tolerances, strict=True)
         ],
+        "finite": [finite(finite_terms, out_of_range + ~jnp.isfinite(value_0))],
+        "gradient": [Measured(g, gradient, rounding(1, g, rounding_effect), gradient_terms)],
+        "coupling": [_coupling(lagrangian, hessian, basis)],
+        "Legendre": [Measured(energy, jnp.sum(x * g) - value, tolerance, terms)],
+        "convex": [Measured(average, value_middle, convexity, convex_terms, True)],
+        "Fenchel–Young": [Measured(gap, 0.0, fenchel, fenchel_terms, True)],
     }
 
 
-def _size(a: Array, b: Array) -> Array:
-    """Σ |a b|, where 0 · ∞ = 0."""
-    return jnp.sum(jnp.where(a == 0, 0, jnp.abs(a * b)))
-
-
-def _curvature(times: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    """H x, and Σⱼ |Hᵢⱼ xⱼ|: in units of ε what rounding x does to g."""
-    hessian = jax.vmap(times)(jnp.eye(x.size, dtype=x.dtype).reshape(-1, *x.shape))
-    # A unit at 0 isn't rounded.
-    columns = hessian.reshape(x.size, x.size) * x.reshape(-1, 1)
-    moved = jnp.where(x.reshape(-1, 1) == 0, 0, jnp.abs(columns))
-    return times(x), jnp.sum(moved, axis=0).reshape(x.shape)
+def _coupling(lagrangian: AbstractLagrangian, hessian: Array, basis: Array) -> Measured:
+    """The law that row j of H is 0 at the units that no declared axis couples with unit j."""
+    ndim = basis.ndim - 1
+    axes = tuple(axis % ndim - ndim for axis in lagrangian.coupled_axes(ndim))
+    coupled = jnp.any(basis != 0, axis=axes, keepdims=True)
+    sizes = jnp.nan_to_num(jnp.abs(hessian), nan=0, posinf=jnp.inf)  # NaN is left to "finite"
+    wrong = jnp.sum(jnp.where(coupled, 0, sizes), axis=0)
+    tolerance = rounding(1, jnp.sum(sizes, axis=0))
+    return Measured(wrong, jnp.zeros_like(wrong), tolerance, {"Σⱼ |∂gᵢ/∂xⱼ|": wrong})

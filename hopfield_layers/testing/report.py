@@ -2,35 +2,42 @@
 
 import contextlib
 import dataclasses
-import functools
 import html
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
 
 import hypothesis
 import hypothesis.strategies as st
 import jax.numpy as jnp
 from hypothesis.strategies import SearchStrategy
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from ..lagrangians import AbstractLagrangian, as_lagrangian
+from .._conversion import as_shape, ShapeLike
+from ..dynamics import EnergyFlow
+from ..lagrangians import AbstractLagrangian
 from ..layers import Layer
+from ..synapses.base import LagrangianLike
 from .gradient_laws import gradient_laws
-from .lagrangian_laws import check_dtypes, DTYPES, jit_laws, lagrangian_laws
+from .lagrangian_laws import check_dtypes, checked_lagrangian, jit_laws, lagrangian_laws
 from .model_laws import bound_laws, descent_laws
-from .strategies import states
-from .verdict import check, excesses, first_broken, LAWS, Laws, Violation
+from .strategies import states, ValueOrStrategy
+from .verdict import check, excesses, LAWS, Laws, Violation
+
+
+Excesses = dict[str, list[float]]  # at each example, for each law
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a run found of one law.
+    """The result of a run for one law.
 
-    `examples` are those at which the laws before it held, and `worst` is the largest violation in
-    units of what rounding explains: up to 1 it holds.
-    `counterexample` is None, or the text of the simplest violation.
+    `examples` counts those at which the laws before it held, and `worst` is the largest violation
+    in units of what rounding explains: up to 1 it holds. `counterexample` is None, or the text of
+    the simplest violation.
     """
 
     law: str
@@ -55,46 +62,36 @@ class Report:
         """Whether every law holds."""
         return all(finding.worst <= 1 for finding in self.findings)
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (f.law, str(f.examples), f"{f.worst:.2g}", "holds" if f.worst <= 1 else "BROKEN")
-            for f in self.findings
-        ]
-
     def __str__(self) -> str:
-        rows = [_HEADER, *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-        pad = lambda row: "  ".join(
-            cell.ljust(width) if i in (0, 3) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        lines = [str(self.lagrangian), *map(pad, rows)]
+        lines = [str(self.lagrangian)]
+        lines += [f"{a:14}  {b:>8}  {c:>7}  {d}" for a, b, c, d in self._rows()]
         lines += [f"\n{f.counterexample}" for f in self.findings if f.counterexample]
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cells = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in self._rows())
-        texts = [html.escape(f.counterexample) for f in self.findings if f.counterexample]
-        return (
-            f"<p><code>{html.escape(str(self.lagrangian))}</code></p>"
-            f"<table><tr>{cells(_HEADER, 'th')}</tr>{rows}</table>"
-            + "".join(f"<pre>{text}</pre>" for text in texts)
-        )
+        rows = ["</td><td>".join(map(html.escape, row)) for row in self._rows()]
+        table = "".join(f"<tr><td>{row}</td></tr>" for row in rows)
+        found = [html.escape(f.counterexample) for f in self.findings if f.counterexample]
+        name = f"<code>{html.escape(str(self.lagrangian))}</code>"
+        return f"{name}<table>{table}</table>" + "".join(f"<pre>{text}</pre>" for text in found)
 
-
-_HEADER = ("law", "examples", "worst", "verdict")
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = [
+            (f.law, str(f.examples), f"{f.worst:.2g}", "holds" if f.worst <= 1 else "BROKEN")
+            for f in self.findings
+        ]
+        return [("law", "examples", "worst", "verdict"), *rows]
 
 
 def check_lagrangian(
-    lagrangian: Any,
-    shape: tuple[int, ...] = (5,),
+    lagrangian: LagrangianLike,
+    shape: ShapeLike = (5,),
     *,
     max_examples: int = 200,
-    scale: Any = None,
-    dtype: Any = None,
+    scale: ValueOrStrategy[int | float] | None = None,
+    dtype: DTypeLike | None = None,
     extremes: bool = False,
     progress: bool | None = None,
 ) -> Report:
@@ -102,155 +99,136 @@ def check_lagrangian(
 
     The laws are those of [`hopfield_layers.testing.assert_lagrangian`][], and for a layer with a
     bias and τ = 2 those of [`hopfield_layers.testing.assert_energy_bounded`][],
-    [`hopfield_layers.testing.assert_energy_descends`][] (along the state flow: the other is its
-    leak alone) and [`hopfield_layers.testing.assert_gradients`][]. Of each that is broken the
-    report shows the simplest counterexample that Hypothesis finds. Every run draws the same states.
+    [`hopfield_layers.testing.assert_energy_descends`][] along the state flow and
+    [`hopfield_layers.testing.assert_gradients`][]. Every run draws the same states.
 
     **Arguments:**
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
     - `shape`: the shape of the states, of a few dozen units at most.
     - `max_examples`: how many pairs of states to draw; a tenth of it for gradients and solves.
-    - `scale`, `dtype`: as for [`hopfield_layers.testing.states`][].
-    - `extremes`: whether states may also have the dtype's largest, smallest and subnormal numbers,
-        which plain callables seldom survive.
+    - `scale`, `dtype`, `extremes`: as for [`hopfield_layers.testing.states`][]; plain callables
+        seldom survive extremes.
     - `progress`: whether to show the progress on stderr. By default if that is a terminal.
 
-    **Returns:**
+    **Returns:** A [`hopfield_layers.testing.Report`][], which prints as a table, with the simplest
+    counterexample that Hypothesis finds for each law that is broken.
 
-    A [`hopfield_layers.testing.Report`][], which prints as a table. `worst` there is the largest
-    violation, in units of what rounding explains.
+    **Raises:** `TypeError` for what is no Lagrangian, such as a layer.
 
     ```python
     >>> import hopfield_layers as hl
     >>> import jax.numpy as jnp
-    >>> from hopfield_layers.testing import check_lagrangian
-    >>> check_lagrangian(hl.LTanh(), max_examples=20).ok
+    >>> hl.testing.check_lagrangian(hl.LTanh(), max_examples=20).ok
     True
-    >>> check_lagrangian(lambda x: jnp.sum(jnp.log(jnp.cosh(x))), max_examples=20).ok
+    >>> hl.testing.check_lagrangian(lambda x: jnp.sum(jnp.log(jnp.cosh(x))), max_examples=20).ok
     False
 
     ```
     """
-    lagrangian = as_lagrangian(lagrangian)
-    shape = tuple(shape)
+    lagrangian, shape = checked_lagrangian(lagrangian), as_shape(shape)
     try:
-        check_dtypes(lagrangian, shape)
+        num_dtypes = check_dtypes(lagrangian, shape)
         bias = 0.5 * jnp.cos(jnp.arange(math.prod(shape))).reshape(shape)
         layer = Layer(lagrangian, shape, tau=2.0, bias=bias)
     except Violation as violation:
-        return Report(lagrangian, (_finding(violation.law, 1, math.inf, violation),))
-    wild = states(shape, scale=scale, dtype=dtype, extremes=extremes)
-    mild = states(shape, scale=1.0 if scale is None else scale, dtype=dtype)
-    few = max(max_examples // 10, 1)
+        return _report(lagrangian, {violation.law: [math.inf]}, {violation.law: str(violation)})
+    wide_range_states = states(shape, scale=scale, dtype=dtype, extremes=extremes)
+    pairs = {"x": wide_range_states, "y": wide_range_states}
+    moderate_states = states(shape, scale=1.0 if scale is None else scale, dtype=dtype)
+    num_slow_examples = max(max_examples // 10, 1)
     runs = [
-        _Run(lambda x, y: lagrangian_laws(lagrangian, x, y), {"x": wild, "y": wild}, max_examples),
-        _Run(lambda x: jit_laws(lagrangian, x), {"x": wild}, few),
-        _Run(lambda x: bound_laws(layer, x), {"x": mild}, max_examples),
-        _Run(lambda x: descent_laws(layer, x), {"x": mild}, few),
-        _Run(lambda x: gradient_laws(layer, x), {"x": mild}, few),
+        _Run(partial(lagrangian_laws, lagrangian), pairs, max_examples),
+        _Run(partial(jit_laws, lagrangian), {"x": wide_range_states}, num_slow_examples),
+        _Run(partial(bound_laws, layer), {"x": moderate_states}, max_examples),
+        _Run(partial(descent_laws, EnergyFlow(layer)), {"x0": moderate_states}, num_slow_examples),
+        _Run(partial(gradient_laws, layer), {"x": moderate_states}, num_slow_examples),
     ]
-    findings = {law: _finding(law, len(DTYPES), 0.0, None) for law in ("scalar", "dtype")}
+    excesses_by_law: Excesses = {law: [] for law in LAWS}
+    excesses_by_law |= {"scalar": [0.0] * num_dtypes, "dtype": [0.0] * num_dtypes}
+    counterexamples: dict[str, str] = {}
     total = sum(1 + run.examples for run in runs)
     with tqdm(total=total, delay=1, disable=None if progress is None else not progress) as bar:
-        _compile(runs, shape, dtype, bar)
+        _compile(runs, jnp.zeros(shape, float if dtype is None else dtype), bar)
         for run in runs:
-            for law, found in run.findings(bar).items():
-                findings[law] = found if law not in findings else _both(findings[law], found)
-    return Report(lagrangian, tuple(findings[law] for law in LAWS if law in findings))
+            run.update(excesses_by_law, counterexamples, bar)
+    return _report(lagrangian, excesses_by_law, counterexamples)
 
 
-def _compile(runs: list["_Run"], shape: tuple[int, ...], dtype: Any, bar: Any) -> None:
-    """Has the programs of the runs compiled beside one another, which is most of their time."""
+def _report(lagrangian, excesses_by_law: Excesses, counterexamples: dict[str, str]) -> Report:
+    findings = [
+        Finding(law, LAWS[law], len(excess), max(excess), counterexamples.get(law))
+        for law, excess in excesses_by_law.items()
+        if excess
+    ]
+    return Report(lagrangian, tuple(findings))
 
-    def once(run):
-        # What goes wrong here does so again in the run itself.
+
+def _compile(runs: list["_Run"], x: Array, bar: tqdm) -> None:
+    """Compiles the programs of the runs in parallel, as that takes most of their time."""
+
+    def run_once(run):
+        # An error here occurs again in the run itself.
         with contextlib.suppress(Exception):
-            x = jnp.zeros(shape, float if dtype is None else dtype)
-            run.laws(**dict.fromkeys(run.arguments, x))
+            run.laws(**dict.fromkeys(run.states, x))
 
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(once, runs):
+        for _ in pool.map(run_once, runs):
             bar.update()
-
-
-def _both(a: Finding, b: Finding) -> Finding:
-    """One law, found in two runs."""
-    return dataclasses.replace(
-        a,
-        examples=a.examples + b.examples,
-        worst=max(a.worst, b.worst),
-        counterexample=a.counterexample or b.counterexample,
-    )
-
-
-def _finding(law: str, examples: int, worst: float, violation: Any) -> Finding:
-    text = None if violation is None else str(violation)
-    return Finding(law, LAWS[law], examples, worst, text)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Laws that are measured together, over states of one strategy."""
+    """Laws that are measured together, the states at which they are, and the number of examples."""
 
     laws: Callable[..., Laws]
-    arguments: dict[str, SearchStrategy[Any]]
+    states: dict[str, SearchStrategy[PyTree]]
     examples: int
 
-    def findings(self, bar: Any) -> dict[str, Finding]:
-        """Of each law, and of those that are broken the simplest counterexample."""
-        worst: dict[str, float] = {}
-        counts: dict[str, int] = {}
+    def update(self, excesses_by_law: Excesses, counterexamples: dict[str, str], bar: tqdm) -> None:
+        """Adds the excesses at each example, and the simplest violation of each broken law."""
 
-        def watch(**example):
+        def measure(example):
             bar.update()
             try:
-                excess = excesses(self.laws(**example))
+                found = excesses(self.laws(**example))
             except Violation as violation:
-                excess = {violation.law: math.inf}
-            broken = first_broken(excess)
-            for law in list(LAWS)[: None if broken is None else list(LAWS).index(broken) + 1]:
-                if law in excess:
-                    worst[law] = max(worst.get(law, 0.0), float(excess[law]))
-                    counts[law] = counts.get(law, 0) + 1
+                found = {violation.law: math.inf}
+            for law, excess in found.items():
+                excesses_by_law[law].append(excess)
 
-        def show(law, **example):
+        self._for_each_example(measure)
+        for law, excess in excesses_by_law.items():
+            if max(excess, default=0) > 1 and law not in counterexamples:
+                counterexamples[law] = self._counterexample(law)
+
+    def _counterexample(self, law: str) -> str:
+        def assert_law(example):
             try:
-                measured = self.laws(**example)
+                check(self.laws(**example), example)
             except Violation as violation:
                 if violation.law == law:
                     raise
-                return
-            if first_broken(excesses(measured)) == law:
-                check(measured, example)
 
-        self._over(watch)
-        found = {}
-        for law, value in worst.items():
-            violation = None
-            if not value <= 1:
-                try:
-                    self._over(functools.partial(show, law))
-                except Violation as error:
-                    violation = error
-                else:
-                    violation = f"{law}: missed {value:.3g} times what rounding explains, and once."
-            found[law] = _finding(law, counts[law], value, violation)
-        return found
+        try:
+            self._for_each_example(assert_law)
+        except Violation as violation:
+            return str(violation)
+        return f"{law}: violated in the first run but not when repeated."
 
-    def _over(self, body: Callable[..., None]) -> None:
-        settings = hypothesis.settings(
+    def _for_each_example(self, body: Callable[[dict[str, PyTree]], None]) -> None:
+        # Hypothesis derives the seed from this function, so that each body sees the same examples.
+        @hypothesis.settings(
             max_examples=self.examples,
             deadline=None,
             derandomize=True,
-            database=None,
             report_multiple_bugs=False,
             suppress_health_check=list(hypothesis.HealthCheck),  # pyright: ignore
             phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
             verbosity=hypothesis.Verbosity.quiet,
         )
+        @hypothesis.given(st.fixed_dictionaries(self.states))
+        def run(example):
+            body(example)
 
-        def run(drawn):
-            body(**drawn)
-
-        settings(hypothesis.given(st.fixed_dictionaries(self.arguments))(run))()  # pyright: ignore
+        run()

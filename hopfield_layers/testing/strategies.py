@@ -6,37 +6,35 @@ a handful of programs; everything that shrinks does so towards zeros and ones.
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis.strategies import SearchStrategy
-from jaxtyping import PyTree
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, PyTree
 
-from .. import lagrangians as _lagrangians
-from ..lagrangians import (
-    AbstractLagrangian,
-    LGhostmax,
-    LIdentity,
-    LLayerNorm,
-    LSigmoid,
-    LSoftmax,
-    LTanh,
-)
-from ..layers import Layer
-from ..network import HAM
-from ..synapses import BiasSynapse, DenseSynapse, HiddenSynapse, SelfAttentionSynapse
+import hopfield_layers as hl
+
+from .._conversion import as_shape, ShapeLike
+from ..model import StateLike
+from ..synapses.base import LagrangianLike
+from .lagrangian_laws import checked_lagrangian
 
 
+_T = TypeVar("_T")
+ValueOrStrategy = _T | SearchStrategy[_T]
 KINDS = tuple(
     kind
-    for name, kind in sorted(vars(_lagrangians).items())
-    if inspect.isclass(kind) and issubclass(kind, AbstractLagrangian) and name.startswith("L")
+    for name, kind in sorted(vars(hl).items())
+    if inspect.isclass(kind) and issubclass(kind, hl.AbstractLagrangian) and name.startswith("L")
 )
-SHAPES = ((5,), (2, 3))
-SCALES = (1.0, 1e-6, 0.1, 10.0, 100.0, 1e4)
+SHAPES = st.sampled_from([(5,), (2, 3)])
+SCALES = st.sampled_from([1.0, 1e-6, 0.1, 10.0, 100.0, 1e4])
+GRAPHS = ("hypergraph", "memory", "pair", "tokens")
 
 
 def _positive(low: float, high: float) -> SearchStrategy[float]:
@@ -45,10 +43,8 @@ def _positive(low: float, high: float) -> SearchStrategy[float]:
     return st.just(1.0) | decades.map(lambda decade: float(f"{10**decade:.3g}"))
 
 
-_PARAMETERS = {
-    "beta": _positive(0.01, 100.0),
-    "scale": _positive(0.01, 100.0),
-    "gamma": _positive(0.01, 100.0),
+_TAUS = _positive(0.01, 100.0)
+_PARAMETERS = dict.fromkeys(("beta", "scale", "gamma"), _positive(0.01, 100.0)) | {
     "delta": st.just(0.0) | st.floats(-2, 2, width=16),
     "n": st.just(2.0) | st.floats(1.25, 4, width=16),
     "p": st.just(2.0) | st.floats(1.25, 4, width=16),
@@ -56,47 +52,50 @@ _PARAMETERS = {
 }
 
 
-def lagrangians(kind: Any = None, **parameters: Any) -> SearchStrategy[AbstractLagrangian]:
+def lagrangians(
+    kind: ValueOrStrategy[Callable[..., hl.AbstractLagrangian]] | None = None, **parameters: object
+) -> SearchStrategy[hl.AbstractLagrangian]:
     """The library's Lagrangians, with parameters of any size that is of use.
 
     **Arguments:**
 
     - `kind`: a class, or a strategy for one. By default any of the library's.
-    - `parameters`: by name, such as `beta=2.0` or `beta=st.floats(0.5, 2.0)`; where several classes
-        are drawn, those that have it take it. By default β, s and γ between 0.01 and 100, δ within
-        ±2, n and p between 1.25 and 4, α between 1.125 and 3; all others as the class has them.
+    - `parameters`: by name, such as `beta=2.0` or `beta=st.floats(0.5, 2.0)`; a class takes those
+        that it has. By default β, s and γ between 0.01 and 100, δ within ±2, n and p between 1.25
+        and 4, α between 1.125 and 3; all others as the class has them.
 
     ```python
     >>> import hopfield_layers as hl
-    >>> from hopfield_layers.testing import lagrangians
-    >>> example = lagrangians(hl.LTanh, beta=3.0)
+    >>> example = hl.testing.lagrangians(hl.LTanh, beta=3.0)
     >>> hl.Layer(hl.LTanh(beta=3.0), 2)  # what it draws
     Layer(lagrangian=LTanh(beta=3.0), shape=(2,), tau=1.0, bias=None, name=None)
 
     ```
     """
-    several = kind is None or isinstance(kind, SearchStrategy)
-
-    def of_kind(kind):
-        given = {name: _as_strategy(value) for name, value in parameters.items()}
-        names = inspect.signature(kind).parameters
-        unknown = [] if several else [name for name in given if name not in names]
+    if kind is not None and not isinstance(kind, SearchStrategy):
+        unknown = [name for name in parameters if name not in inspect.signature(kind).parameters]
         if unknown:
-            raise TypeError(f"{kind.__name__} has no parameter {unknown[0]!r}.")
-        chosen = {name: s for name, s in (_PARAMETERS | given).items() if name in names}
-        return st.builds(kind, **chosen)
+            raise TypeError(f"{getattr(kind, '__name__', kind)} has no parameter {unknown[0]!r}.")
+    strategies = _PARAMETERS | {name: _as_strategy(value) for name, value in parameters.items()}
 
-    return (st.sampled_from(KINDS) if kind is None else _as_strategy(kind)).flatmap(of_kind)
+    def with_parameters(kind):
+        names = [name for name in inspect.signature(kind).parameters if name in strategies]
+        return st.builds(kind, **{name: strategies[name] for name in names})
+
+    return _as_strategy(kind, st.sampled_from(KINDS)).flatmap(with_parameters)
 
 
 def layers(
-    lagrangian: Any = None, shape: Any = None, tau: Any = None, bias: Any = "any"
-) -> SearchStrategy[Layer]:
+    lagrangian: ValueOrStrategy[LagrangianLike] | None = None,
+    shape: ValueOrStrategy[ShapeLike] | None = None,
+    tau: ValueOrStrategy[ArrayLike] | None = None,
+    bias: ValueOrStrategy[ArrayLike | None] | Literal["any"] = "any",
+) -> SearchStrategy[hl.Layer]:
     """Layers with any of the library's Lagrangians, time constants and biases.
 
     **Arguments:**
 
-    - `lagrangian`: a Lagrangian, a convex callable, or a strategy for either. By default
+    - `lagrangian`: a Lagrangian, a convex callable, or a strategy for either. By default any of
         [`hopfield_layers.testing.lagrangians`][].
     - `shape`: a tuple of sizes or a strategy for one. By default (5,) or (2, 3).
     - `tau`: τ or a strategy for it. By default between 0.01 and 100.
@@ -105,86 +104,34 @@ def layers(
     ```python
     >>> import hypothesis
     >>> from hopfield_layers.testing import assert_energy_bounded, layers, states
-    >>> mine = lambda x: (x**2).sum()
     >>> @hypothesis.settings(max_examples=5, deadline=None)
-    ... @hypothesis.given(data=hypothesis.strategies.data())
-    ... def test_energy_is_bounded(data):
-    ...     layer = data.draw(layers(lagrangian=mine, shape=(3,)))
-    ...     assert_energy_bounded(layer, data.draw(states(layer)))
+    ... @hypothesis.given(layers(lagrangian=lambda x: (x**2).sum(), shape=3), states((3,)))
+    ... def test_energy_is_bounded(layer, x):
+    ...     assert_energy_bounded(layer, x)
     >>> test_energy_is_bounded()
 
     ```
     """
-    lagrangian = lagrangians() if lagrangian is None else _as_strategy(lagrangian)
-    shape = st.sampled_from(SHAPES) if shape is None else _as_strategy(shape)
-    tau = _positive(0.01, 100.0) if tau is None else _as_strategy(tau)
+    if lagrangian is not None and not isinstance(lagrangian, SearchStrategy):
+        lagrangian = checked_lagrangian(lagrangian)
 
-    def of_shape(shape):
-        own = _filled(shape, st.floats(-2, 2, width=16))
-        biases = own if isinstance(bias, str) else _as_strategy(bias)
-        return st.builds(Layer, lagrangian, st.just(shape), tau, bias=biases)
+    @st.composite
+    def layer(draw):
+        sizes = as_shape(draw(_as_strategy(shape, SHAPES)))
+        biases = _filled(sizes, st.floats(-2, 2, width=16))
+        b = draw(biases if isinstance(bias, str) else _as_strategy(bias))
+        drawn = draw(_as_strategy(lagrangian, lagrangians()))
+        return hl.Layer(drawn, sizes, draw(_as_strategy(tau, _TAUS)), bias=b)
 
-    return shape.flatmap(of_shape)
-
-
-def _of_graph(kinds, shapes, graph):
-    """A strategy for networks of this structure."""
-
-    def build(taus, biases, weights):
-        parts = iter(weights)
-        layers = {
-            name: Layer(kind(), shape, tau, bias=bias)
-            for (name, kind, shape), tau, bias in zip(
-                zip("abc", kinds, shapes, strict=False), taus, biases, strict=True
-            )
-        }
-        synapses = {name: make(*(next(parts) for _ in sizes)) for name, _, make, sizes in graph}
-        return HAM(layers, synapses, [(tuple(joined), name) for name, joined, _, _ in graph])
-
-    return build, [size for *_, sizes in graph for size in sizes]
-
-
-# The kinds and shapes of the layers a, b, c; and of each synapse a name, the layers it joins, its
-# constructor and the shapes of its weights.
-_GRAPHS = {
-    "pair": (
-        (LTanh, LSoftmax),
-        ((5,), (4,)),
-        [("W", "ab", lambda W: DenseSynapse([5, 4], W=W), [(5, 4)])],
-    ),
-    "memory": (
-        (LIdentity,),
-        ((2, 3),),
-        [("memory", "a", lambda p: HiddenSynapse.from_patterns(p, LSoftmax()), [(4, 2, 3)])],
-    ),
-    "hypergraph": (
-        (LTanh, LSigmoid, LGhostmax),
-        ((3,), (2, 2), (3,)),
-        [
-            ("triple", "abc", lambda W: DenseSynapse([3, (2, 2), 3], W=W), [(3, 4, 3)]),
-            ("pair", "bc", lambda *Ws: HiddenSynapse([(2, 2), 3], 4, Ws=Ws), [(4, 4), (3, 4)]),
-            ("field", "a", lambda b: BiasSynapse(3, b=b), [(3,)]),
-        ],
-    ),
-    "tokens": (
-        (LLayerNorm,),
-        ((4, 3),),
-        [
-            (
-                "attention",
-                "a",
-                lambda Wq, Wk: SelfAttentionSynapse((4, 3), Wq=Wq, Wk=Wk),
-                [(3, 1, 2), (3, 1, 2)],
-            ),
-            ("hidden", "a", lambda W: HiddenSynapse([(4, 3)], 5, Ws=[W]), [(12, 5)]),
-        ],
-    ),
-}
+    return layer()
 
 
 def networks(
-    graph: Any = None, scale: Any = None, tau: Any = None, bias: Any = "any"
-) -> SearchStrategy[HAM]:
+    graph: ValueOrStrategy[str] | None = None,
+    scale: ValueOrStrategy[int | float] | None = None,
+    tau: ValueOrStrategy[ArrayLike] | None = None,
+    bias: Literal["any"] | None = "any",
+) -> SearchStrategy[hl.HAM]:
     """Small networks with random weights, whose energy has a lower bound that is known.
 
     **Arguments:**
@@ -199,46 +146,68 @@ def networks(
 
     ```python
     >>> import hypothesis
-    >>> from hopfield_layers.testing import assert_energy_bounded, networks, states
+    >>> from hopfield_layers.testing import assert_energy_bounded, networks
     >>> @hypothesis.settings(max_examples=3, deadline=None)
-    ... @hypothesis.given(data=hypothesis.strategies.data())
-    ... def test_energy_is_bounded(data):
-    ...     network = data.draw(networks("pair"))
-    ...     assert_energy_bounded(network, data.draw(states(network)))
+    ... @hypothesis.given(network=networks("pair"))
+    ... def test_energy_is_bounded(network):
+    ...     assert_energy_bounded(network, network.init_states())
     >>> test_energy_is_bounded()
 
     ```
     """
-    graph = st.sampled_from(sorted(_GRAPHS)) if graph is None else _as_strategy(graph)
-    scale = st.sampled_from([1.0, 0.1, 3.0]) if scale is None else _as_strategy(scale)
-    tau = _positive(0.01, 100.0) if tau is None else _as_strategy(tau)
 
-    def of_graph(name):
-        if name not in _GRAPHS:
-            raise ValueError(f"Expected a graph of {sorted(_GRAPHS)}, got {name!r}.")
-        kinds, shapes, synapses = _GRAPHS[name]
-        build, sizes = _of_graph(kinds, shapes, synapses)
-        entries = st.floats(-1, 1, width=16)
-        own = lambda shape: _filled(shape, st.floats(-2, 2, width=16))
-        biases = [st.none() if bias is None else own(shape) for shape in shapes]
-        weights = scale.flatmap(
-            lambda scale: st.tuples(
-                *(_filled(size, entries).map(lambda w: scale * w) for size in sizes)
-            )
-        )
-        return st.builds(build, st.tuples(*[tau] * len(shapes)), st.tuples(*biases), weights)
+    @st.composite
+    def network(draw):
+        joined, synapses, connections = _graph(draw(_as_strategy(graph, st.sampled_from(GRAPHS))))
+        size = draw(_as_strategy(scale, st.sampled_from([1.0, 0.1, 3.0])))
 
-    return graph.flatmap(of_graph)
+        def weights(leaf):
+            entries = _filled(leaf.shape, st.floats(-1, 1, width=16))
+            return jnp.asarray(size * draw(entries)) if leaf.ndim else leaf
+
+        for name, layer in joined.items():
+            joined[name] = draw(layers(layer.lagrangian, layer.shape, tau, bias))
+        return hl.HAM(joined, jax.tree.map(weights, synapses), connections)
+
+    return network()
+
+
+def _graph(name: str) -> tuple[dict[str, hl.Layer], dict[str, hl.AbstractSynapse], list]:
+    """The layers, synapses and connections of a graph. Its weights are yet to be drawn."""
+    key = jax.random.key(0)
+    if name == "pair":
+        layers = {"a": hl.TanhLayer(5), "b": hl.SoftmaxLayer(4)}
+        return layers, {"W": hl.DenseSynapse([5, 4], key=key)}, [(("a", "b"), "W")]
+    if name == "memory":
+        memory = hl.HiddenSynapse([(2, 3)], 4, key=key, hidden_lagrangian=hl.LSoftmax())
+        return {"a": hl.IdentityLayer((2, 3))}, {"memory": memory}, [(("a",), "memory")]
+    if name == "hypergraph":
+        layers = {"a": hl.TanhLayer(3), "b": hl.SigmoidLayer((2, 2)), "c": hl.GhostmaxLayer(3)}
+        synapses = {
+            "triple": hl.DenseSynapse([3, (2, 2), 3], key=key),
+            "pair": hl.HiddenSynapse([(2, 2), 3], 4, key=key),
+            "field": hl.BiasSynapse(3, key=key),
+        }
+        connections = [(("a", "b", "c"), "triple"), (("b", "c"), "pair"), (("a",), "field")]
+        return layers, synapses, connections
+    if name == "tokens":
+        synapses = {
+            "attention": hl.SelfAttentionSynapse((4, 3), zspace_dim=2, key=key),
+            "hidden": hl.HiddenSynapse([(4, 3)], 5, key=key),
+        }
+        connections = [(("a",), "attention"), (("a",), "hidden")]
+        return {"a": hl.LayerNormLayer((4, 3))}, synapses, connections
+    raise ValueError(f"Expected a graph of {list(GRAPHS)}, got {name!r}.")
 
 
 def states(
-    model: Any,
-    scale: Any = None,
-    dtype: Any = None,
-    batch: Any = (),
+    model: StateLike | jax.ShapeDtypeStruct,
+    scale: ValueOrStrategy[int | float] | None = None,
+    dtype: ValueOrStrategy[DTypeLike] | None = None,
+    batch: ValueOrStrategy[tuple[int, ...]] = (),
     extremes: bool | None = None,
 ) -> SearchStrategy[PyTree]:
-    """States with what breaks things: zeros, ties, equal entries, one huge entry, offsets.
+    """Random states, with the special values that reveal errors: zeros, ties, huge entries.
 
     **Arguments:**
 
@@ -247,70 +216,72 @@ def states(
     - `dtype`: the dtype or a strategy for it. By default JAX's own.
     - `batch`: the batch axes, a tuple of sizes, or a strategy for one.
     - `extremes`: whether an entry may also be the dtype's largest, smallest or a subnormal one,
-        whatever the scale. By default unless there is a scale.
+        whatever the scale. By default True if `scale` is not given.
 
     ```python
+    >>> import hopfield_layers as hl
     >>> import jax.numpy as jnp
-    >>> from hopfield_layers.testing import states
-    >>> strategy = states({"visible": jnp.zeros(5), "hidden": jnp.zeros((2, 3))}, scale=1.0)
+    >>> strategy = hl.testing.states({"a": jnp.zeros(5), "b": jnp.zeros((2, 3))}, scale=1.0)
 
     ```
     """
-    template = _template(model)
     extremes = scale is None if extremes is None else extremes
-    scale = st.sampled_from(SCALES) if scale is None else _as_strategy(scale)
-    dtype = _as_strategy(jnp.result_type(float) if dtype is None else dtype)
+    leaves, structure = jax.tree.flatten(_template(model))
+    scales, dtypes = _as_strategy(scale, SCALES), _as_strategy(dtype, jnp.result_type(float))
 
-    def of_kind(kind):
-        batch, dtype = kind
-        leaves, structure = jax.tree.flatten(template)
-        each = [_entries((*batch, *leaf.shape), scale, dtype, extremes) for leaf in leaves]
-        return st.tuples(*each).map(lambda leaves: jax.tree.unflatten(structure, leaves))
+    @st.composite
+    def state(draw):
+        axes, dtype = draw(_as_strategy(batch)), draw(dtypes)
+        arrays = [draw(_arrays((*axes, *leaf.shape), scales, dtype, extremes)) for leaf in leaves]
+        return jax.tree.unflatten(structure, arrays)
 
-    return st.tuples(_as_strategy(batch), dtype).flatmap(of_kind)
+    return state()
 
 
-def _template(model: Any) -> PyTree:
+def _template(model: PyTree) -> PyTree:
     """The state's structure and shapes."""
     for name in ("init_state", "init_states"):
         if hasattr(model, name):
             return jax.eval_shape(getattr(model, name))
     if isinstance(model, tuple) and all(isinstance(size, int) for size in model):
         return jax.ShapeDtypeStruct(model, float)
-    if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(model)):
-        raise TypeError(f"Expected a model, a shape or a tree of arrays, got {model!r}.")
+    # The arrays of these are parameters and no states.
+    parametric = isinstance(model, hl.AbstractLagrangian | hl.AbstractEnergyModel)
+    if parametric or not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(model)):
+        raise TypeError(
+            f"Expected a model, a shape or a tree of arrays, got {model!r}; a model without "
+            "init_state or init_states needs a tree of arrays like its state."
+        )
     return model
 
 
-def _entries(shape, scale, dtype, extremes):
-    """An array of this shape: an offset, plus the scale times entries within ±1."""
+@st.composite
+def _arrays(draw, shape, scales, dtype, extremes) -> Array:
+    """Arrays of this shape: an offset, plus the scale times entries within ±1."""
     info = jnp.finfo(dtype)
     most, tiny = float(info.max), float(info.tiny)
     entries = st.sampled_from([0.0, 1.0, -1.0, -0.0, 0.5]) | st.floats(-1, 1)
-    offsets = st.sampled_from([0.0, 0.0, 1.0, -1.0, 1e3])
-    special = st.sampled_from([most, -most, most / 2, tiny, -tiny, tiny / 2, -tiny / 2])
-    huge = special if extremes else st.sampled_from([1e3, -1e3])
-    equal = st.booleans().flatmap(lambda equal: _filled(shape, entries, equal))
-
-    def assemble(part):
-        x, scale, offset, at, other = part
-        x = scale * (x + offset)
-        if at is not None and x.size:
-            x.flat[at % x.size] = other if extremes else scale * other
-        # By numpy, as XLA flushes subnormal numbers.
-        return jnp.asarray(np.clip(x, -most, most).astype(jnp.dtype(dtype)))
-
-    at = st.none() | st.integers(0, max(math.prod(shape) - 1, 0))
-    return st.tuples(equal, scale, offsets, at, huge).map(assemble)
+    equal = draw(st.booleans())
+    x = np.full(shape, draw(entries)) if equal else draw(_filled(shape, entries))
+    scale, offset = draw(scales), draw(st.sampled_from([0.0, 0.0, 1.0, -1.0, 1e3]))
+    x = np.asarray(scale * (x + offset))
+    special = (most, -most, most / 2, tiny, -tiny, tiny / 2, -tiny / 2)
+    index = draw(st.none() | st.integers(0, max(x.size - 1, 0)))
+    entry = draw(st.sampled_from(special if extremes else (1e3 * scale, -1e3 * scale)))
+    if index is not None and x.size:
+        x.flat[index] = entry
+    # NumPy converts, as XLA flushes subnormal numbers.
+    return jnp.asarray(np.clip(x, -most, most).astype(jnp.dtype(dtype)))
 
 
-def _filled(shape, entries, equal=False):
+def _filled(shape, entries: SearchStrategy[float]) -> SearchStrategy[np.ndarray]:
+    """Arrays of independent entries."""
     size = math.prod(shape)
-    if equal:
-        return entries.map(lambda entry: np.full(shape, entry))
     drawn = st.lists(entries, min_size=size, max_size=size)
     return drawn.map(lambda values: np.reshape(np.array(values, np.float64), shape))
 
 
-def _as_strategy(value: Any) -> SearchStrategy[Any]:
+def _as_strategy(value, default=None) -> SearchStrategy:
+    """The value, or the default instead of None, as a strategy."""
+    value = default if value is None else value
     return value if isinstance(value, SearchStrategy) else st.just(value)

@@ -1,11 +1,12 @@
-"""What the laws are, what one measures, and how a broken one is told."""
+"""The laws by name, how one is measured, and the message of a broken one."""
 
-from typing import Any
+from types import ModuleType
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 
@@ -17,6 +18,7 @@ LAWS = {
     "vmap": "vmap changes nothing",
     "finite": "no NaN in L, g, E, Hx, u and ∂E/∂x, and L and E are finite where Σ|x·g| is",
     "gradient": "g(x) = ∂L/∂x",
+    "coupling": "Σⱼ |∂gᵢ/∂xⱼ| = 0 over the units that coupled_axes does not couple with i",
     "Legendre": "E(x) = Σ x·g(x) − L(x)",
     "convex": "½L(x) + ½L(y) ≥ L(½x + ½y)",
     "Fenchel–Young": "L(y) + E(x) − Σ g(x)·y ≥ 0",
@@ -31,7 +33,11 @@ LAWS = {
 
 
 class Violation(AssertionError):
-    """A law that doesn't hold. `law` is its name, and the text has the numbers."""
+    """A law that doesn't hold, an `AssertionError`; `law` is its name.
+
+    The text has the law's formula with the numbers, the unit at which it is missed the most, by how
+    much, and what rounding explains.
+    """
 
     law: str
 
@@ -44,115 +50,109 @@ class Measured(eqx.Module):
     """The two sides of a law at one state, per unit or as scalars.
 
     It holds where they agree within `tolerance` or, if it is an inequality, where left ≥ right −
-    tolerance. A tolerance that is not finite, as where a term overflows, leaves it undecided, and
-    NaN on both sides is for the law "finite"; on one side it is never right.
+    tolerance. Where the tolerance is not finite, because a term overflows, the law is undecided.
+    NaN on both sides is left to the law "finite"; NaN on one side is a violation.
     """
 
-    left: Array
-    right: Array
-    tolerance: Array
+    left: Array = eqx.field(converter=jnp.asarray)
+    right: Array = eqx.field(converter=jnp.asarray)
+    tolerance: Array = eqx.field(converter=jnp.asarray)
     terms: dict[str, Array]
     inequality: bool = eqx.field(static=True, default=False)
-    of: str = eqx.field(static=True, default="")
+    subject: str = eqx.field(static=True, default="")
 
-    def violation(self, xp: Any = np) -> Any:
-        """By how much the law is missed, in the units of its sides; 0 where it holds exactly."""
-        left, right = xp.asarray(self.left, float), xp.asarray(self.right, float)
-        with np.errstate(invalid="ignore"):
+    def excess(self, xp: ModuleType = np) -> np.ndarray | Array:
+        """How far the law is missed in units of the tolerance, per unit: more than 1 breaks it."""
+        sides = (self.left, self.right, self.tolerance)
+        left, right, tolerance = (xp.asarray(side, float) for side in sides)
+        with np.errstate(all="ignore"):
             missed = xp.maximum(right - left, 0) if self.inequality else xp.abs(right - left)
-        same = (left == right) | (xp.isnan(left) & xp.isnan(right))  # ∞ = ∞
-        return xp.where(same, 0, xp.where(xp.isnan(missed), xp.inf, missed))
+            missed = xp.where(xp.isnan(missed), xp.inf, missed)
+            same = (left == right) | (xp.isnan(left) & xp.isnan(right))  # ∞ = ∞
+            return xp.where(same | ~xp.isfinite(tolerance), 0, missed / tolerance)
 
-    def excess(self, xp: Any = np) -> Any:
-        """The violation in units of the tolerance, per unit: more than 1 breaks the law."""
-        missed, tolerance = self.violation(xp), xp.asarray(self.tolerance, float)
-        asked = xp.isfinite(tolerance) & (missed > 0)
-        with np.errstate(divide="ignore", over="ignore"):
-            return xp.where(asked, missed / xp.where(asked, tolerance, 1), 0)
-
-    def at_worst(self) -> "Measured":
-        """Of a stack of these, the one that misses the law by the most."""
+    def worst(self) -> "Measured":
+        """The one of a stack of these that misses the law by the most."""
         excess = self.excess(jnp)
-        worst = jnp.argmax(jnp.max(excess.reshape(len(excess), -1), axis=1))
-        return jax.tree.map(lambda leaf: leaf[worst], self)
+        index = jnp.argmax(jnp.max(excess.reshape(len(excess), -1), axis=1))
+        return jax.tree.map(lambda leaf: leaf[index], self)
 
 
 Laws = dict[str, list[Measured]]
 
 
 def excesses(laws: Laws) -> dict[str, float]:
-    """The largest excess of each law."""
-    return {
-        law: max(float(np.max(part.excess(), initial=0)) for part in parts)
-        for law, parts in laws.items()
-        if parts
-    }
+    """The largest excess of each law up to the first broken one, as those after it presume it."""
+    found = {}
+    for law in LAWS:
+        if laws.get(law):
+            found[law] = max(_largest(measured) for measured in laws[law])
+            if found[law] > 1:
+                break
+    return found
 
 
-def first_broken(excess: dict[str, float]) -> str | None:
-    """The first law in their order that is broken, which may be why those after it are."""
-    return next((law for law in LAWS if excess.get(law, 0) > 1), None)
+def _largest(measured: Measured) -> float:
+    return float(np.max(measured.excess(), initial=0))
 
 
-def check(laws: Laws, where: dict[str, Any]) -> None:
-    """Raises a [`Violation`][] for the first law that is broken."""
-    law = first_broken(excesses(laws))
-    if law is not None:
-        worst = max(laws[law], key=lambda part: np.max(part.excess(), initial=0))
-        raise Violation(law, _told(law, worst, where))
+def check(laws: Laws, example: dict[str, PyTree]) -> None:
+    """Raises a [`Violation`][] for the first law that is broken at this example."""
+    for law, excess in excesses(laws).items():
+        if excess > 1:
+            raise Violation(law, _message(law, max(laws[law], key=_largest), example))
 
 
-def _told(law: str, measured: Measured, where: dict[str, Any]) -> str:
-    """Where a law is broken the most, and by how much."""
-    excess = measured.excess()
-    unit = np.unravel_index(np.argmax(excess), excess.shape)
-    left, right, tolerance, missed = (
-        np.broadcast_to(np.asarray(each, np.float64), excess.shape)[unit]
-        for each in (measured.left, measured.right, measured.tolerance, measured.violation())
+def _message(law: str, measured: Measured, example: dict[str, PyTree]) -> str:
+    """The unit at which a law is broken the most, the sides there, their terms and the example."""
+    excess = np.asarray(measured.excess())
+    unit = tuple(int(i) for i in np.unravel_index(np.argmax(excess), excess.shape))
+    left, right, tolerance = (
+        np.broadcast_to(np.asarray(side, np.float64), excess.shape)[unit]
+        for side in (measured.left, measured.right, measured.tolerance)
     )
-    at = f" at unit {[int(i) for i in unit]}" if unit else ""
-    of = f" for {measured.of}" if measured.of else ""
-    sides = f"{left:.9g} {'≥' if measured.inequality else '='} {right:.9g}"
-    terms = {
-        name: np.asarray(term)[unit] if unit and np.shape(term) == excess.shape else term
-        for name, term in measured.terms.items()
-    }
-    size = f"  {sides} is missed by {missed:.3g}; rounding explains {tolerance:.3g}."
-    lines = [
-        f"{LAWS[law]}, does not hold{of}{at}.",
-        *([] if law == "finite" else [size]),
-        *(f"  {name} = {_shown(value)}" for name, value in (terms | where).items()),
-    ]
+    for_subject = f" for {measured.subject}" if measured.subject else ""
+    lines = [f"{LAWS[law]}, does not hold{for_subject}{f' at unit {list(unit)}' if unit else ''}."]
+    if law != "finite":
+        sides = f"{left:.9g} {'≥' if measured.inequality else '='} {right:.9g}"
+        missed = f"missed by {excess[unit] * tolerance:.3g}; rounding explains {tolerance:.3g}"
+        lines.append(f"  {sides} is {missed}.")
+    for name, value in (measured.terms | example).items():
+        per_unit = name in measured.terms and unit and np.shape(value) == excess.shape
+        lines.append(f"  {name} = {_formatted(np.asarray(value)[unit] if per_unit else value)}")
     return "\n".join(lines)
 
 
-def _shown(value: PyTree) -> str:
+def _formatted(value: PyTree) -> str:
     """`value`, with the numbers of its arrays in the shortest digits of their dtype."""
     if isinstance(value, eqx.Module):
         return repr(value)
     if not eqx.is_array_like(value):
-        parts = jax.tree_util.tree_leaves_with_path(value)
-        return ", ".join(f"{jax.tree_util.keystr(path)}: {_shown(leaf)}" for path, leaf in parts)
-    array = np.asarray(value)
-    digits = {"floatmode": "unique", "separator": ", ", "threshold": 1000}
-    return np.array2string(array, max_line_width=10**6, **digits)  # pyright: ignore
+        leaves = jax.tree_util.tree_leaves_with_path(value)
+        return ", ".join(f"{jax.tree_util.keystr(p)}: {_formatted(leaf)}" for p, leaf in leaves)
+    with np.printoptions(floatmode="unique", threshold=1000):
+        return np.array2string(np.asarray(value), max_line_width=10**6, separator=", ")
 
 
-def not_nan(results: dict[str, Array]) -> Measured:
-    """The part of the law "finite" that none of these is NaN."""
-    nans = jnp.asarray(sum(jnp.sum(jnp.isnan(each)).astype(float) for each in results.values()))
-    return Measured(nans, jnp.zeros_like(nans), jnp.full_like(nans, 0.5), results)
+def finite(results: dict[str, Array], out_of_range: Array | None = None) -> Measured:
+    """The law "finite": none of these is NaN, and nothing else out of range."""
+    count = sum(jnp.sum(jnp.isnan(x)) for x in results.values())
+    return Measured(count if out_of_range is None else count + out_of_range, 0.0, 0.5, results)
 
 
-def rounding(*terms: Any) -> Array:
-    """What rounding may change in a sum of these terms, each of its own size.
+def rounding(*sizes: ArrayLike) -> Array:
+    """What rounding may change in a sum of terms of these sizes.
 
-    64 times ε of their sum: a closed form is a chain of fewer roundings than that, each of half an
-    ε, and a sum over n units adds the square root of n at random. Terms are sizes: of what is
-    added, and of what a change of its argument by ε does to it. What is below the dtype's smallest
-    normal number may be 0.
+    64 ε of their sum: a closed form is a chain of fewer roundings of half an ε, and that of a sum
+    over n units grows like √n. The sizes are those of the terms, and of what a relative change of ε
+    in their arguments does to them. What is below the smallest normal number may be flushed to 0.
     """
-    size = jnp.asarray(sum(jnp.abs(t) for t in terms))
+    size = jnp.asarray(sum(jnp.abs(term) for term in sizes))
     size = jnp.where(jnp.isnan(size), jnp.inf, size)
     info = jnp.finfo(size.dtype)
     return 64 * (info.eps * size + info.tiny)
+
+
+def abs_product(a: Array, b: Array) -> Array:
+    """|a b|, and 0 where a is 0 although b may be ∞."""
+    return jnp.where(a == 0, 0, jnp.abs(a * b))

@@ -1,30 +1,30 @@
-"""What it costs to get to rest: `python -m benchmarks.to_the_answer`, in float64.
+"""The time to the fixed point: `python -m benchmarks.time_to_rest`, in float64.
 
-Until the energy is within 1e-6 of where it rests:
+All run until the energy is within 1e-6 of that of the fixed point:
 
 1. The two experiments of `examples/energy_analysis.py`, five exponential units from x₀ and from
    100·x₀, against the original's Euler loop, x ← x − h ∂E/∂x by automatic differentiation, at the
-   document's own steps and at the best of a search, which tries all of its steps at once until the
-   first arrives. From 100·x₀ the document's step takes so many that they are not run: their number
-   is the time at which the exact flow arrives over the step, and their time, as that of the best
-   step, is that of the first 10⁵ (from Python the first 1000), extrapolated. "from Python" is the
-   function as it is called, Euler's a Python loop over a compiled step, as in the document;
-   "compiled" is a program of its own, Euler's a loop of as many steps as it needs. "Euler / it" is
-   of Euler's at the document's step.
+   steps of the original document and at the best step of a search, which runs all candidates until
+   the first arrives. From 100·x₀ the document's step needs so many steps that they are not run:
+   their number is the arrival time of the exact flow over the step, and their time is extrapolated
+   from the first 10⁵ (from Python the first 1000), as is that of the best step. "from Python" is
+   the function as users call it, for Euler a Python loop over a compiled step, as in the document;
+   "compiled" is one program, for Euler a loop of as many steps as it needs. "Euler / it" is the
+   time of Euler with the document's step over that of the row.
 2. 1024 samples of 64 exponential units from a normal start against SciPy's `solve_ivp`, with a
-   field in NumPy and the tolerances of `solve`, each along the same flow up to the time at which
-   the exact one arrives: as one flattened system (LSODA is told that the Jacobian is diagonal)
-   and in a loop over the samples.
+   field in NumPy and the tolerances of `solve`, along the same flow up to the arrival time of the
+   exact one: as one flattened system (LSODA is told that the Jacobian is diagonal) and in a loop
+   over the samples.
 
-Evaluations are those of dx/dt, counted while they run, of the sample that needs the most. Ratios
-are of Euler's and SciPy's over ours: medians of interleaved runs, with quartiles.
+Evaluations are those of dx/dt for the sample that needs the most, counted while the program runs.
+Ratios are the times of Euler and SciPy over ours: medians of interleaved runs, with quartiles.
 """
 
 import math
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -33,20 +33,26 @@ import jax.numpy as jnp
 import numpy as np
 
 import hopfield_layers as hl
+from tests.counting import evaluations
 
-from .dynamics import Counted, POINTS
-from .side_by_side import machine, ratio, times
+from .side_by_side import interleaved, machine, ratio
 
 
+Flow = Literal["state", "activation"]
 NEAR, BETA = 1e-6, 1.0
 X0 = np.array([-0.6439155, 0.07092398, -0.24706888, -1.057074, 0.13556838])
 TOLERANCES = {"rtol": 1e-5, "atol": 1e-7}  # those of `solve`
 
 
 def euler_step(beta: Any, step: Any, x: Any) -> jax.Array:
-    """The original's: the gradient of Σ x·g − L by automatic differentiation."""
-    lagrangian = lambda x: jnp.sum(jnp.exp(beta * x)) / beta
-    energy = lambda x: jnp.sum(x * jax.grad(lagrangian)(x)) - lagrangian(x)
+    """x − h ∂E/∂x, with E = Σ x·g − L differentiated automatically, as in the original."""
+
+    def lagrangian(x):
+        return jnp.sum(jnp.exp(beta * x)) / beta
+
+    def energy(x):
+        return jnp.sum(x * jax.grad(lagrangian)(x)) - lagrangian(x)
+
     return x - step * jax.grad(energy)(x)
 
 
@@ -60,25 +66,40 @@ def euler(beta: Any, step: float, count: Any, x: Any) -> jax.Array:
 
 
 def euler_in_python(beta: Any, step: float, count: int, x: Any) -> Any:
-    """Likewise, as in the document."""
+    """x after `count` steps of a loop in Python, as in the document."""
     for _ in range(count):
         x = one_euler_step(beta, step, x)
     return x
 
 
 @partial(jax.jit, static_argnames=("most", "block"))
-def first(layer: hl.Layer, steps: Any, x0: Any, rest: float, most: int, block: int = 1) -> Any:
-    """The steps taken, `block` at a time, until one of several sizes arrives, and the energies."""
-    one = jax.vmap(partial(euler, BETA), in_axes=(0, None, 0))
-    far = lambda x: jnp.abs(layer.energy(x) - rest) > NEAR
-    more = lambda carry: jnp.all(far(carry[1])) & (carry[0] < most)
-    x = jnp.broadcast_to(x0, (len(steps), *x0.shape))
-    count, x = jax.lax.while_loop(more, lambda c: (c[0] + block, one(steps, block, c[1])), (0, x))
-    return count, jnp.abs(layer.energy(x) - rest)
+def first_arrival(
+    layer: hl.Layer, sizes: Any, x0: Any, rest_energy: float, most: int, block: int = 1
+) -> Any:
+    """The number of Euler steps until one of several step sizes arrives, and the distances.
+
+    All sizes are tried at once, `block` steps at a time.
+    """
+    steps = jax.vmap(partial(euler, BETA), in_axes=(0, None, 0))
+
+    def distance(x):
+        return jnp.abs(layer.energy(x) - rest_energy)
+
+    def continues(carry):
+        count, x = carry
+        return jnp.all(distance(x) > NEAR) & (count < most)
+
+    def advance(carry):
+        count, x = carry
+        return count + block, steps(sizes, block, x)
+
+    xs = jnp.broadcast_to(x0, (len(sizes), *x0.shape))
+    count, xs = jax.lax.while_loop(continues, advance, (0, xs))
+    return count, distance(xs)
 
 
 def arrival(
-    layer: hl.Layer, x0: Any, rest: float, flow: str = "state", near: float = NEAR / 2
+    layer: hl.Layer, x0: Any, rest_energy: float, flow: Flow = "state", near: float = NEAR / 2
 ) -> float:
     """The time at which the exact flow of every sample arrives, to a thousandth."""
     options = {"stepsize_controller": diffrax.PIDController(rtol=1e-10, atol=1e-12), "flow": flow}
@@ -86,22 +107,14 @@ def arrival(
     path: Any = hl.solve(
         layer, x0, 1e3, solver=diffrax.Dopri8(), saveat=diffrax.SaveAt(ts=ts), **options
     )
-    far = np.abs(np.asarray(layer.energy(path.ys)) - rest) > near
+    far = np.abs(np.asarray(layer.energy(path.ys)) - rest_energy) > near
     return float(ts[np.max(np.sum(far, -1))])
 
 
-def solved(model: Any, x0: Any, t1: float, flow: str = "state") -> Any:
+def solved(model: Any, x0: Any, t1: float, flow: Flow = "state") -> Any:
     """x at t1."""
     solution: Any = hl.solve(model, x0, t1, flow=flow)
     return solution.ys[..., -1, :]
-
-
-def evaluations(run: Callable[[Any], Any], layer: hl.Layer) -> int:
-    """How often `run` evaluates the drive of a sample."""
-    POINTS.clear()
-    jax.block_until_ready(run(Counted(layer)))  # pyright: ignore[reportCallIssue]
-    jax.effects_barrier()
-    return len(POINTS)
 
 
 class Case(NamedTuple):
@@ -109,7 +122,7 @@ class Case(NamedTuple):
 
     name: str
     x0: jax.Array
-    rest: float
+    rest_energy: float
     step: float
     search: np.ndarray
     block: int
@@ -117,7 +130,7 @@ class Case(NamedTuple):
 
 
 def seconds(taken: list[float]) -> str:
-    """The median, in the unit that suits it."""
+    """The median in seconds or milliseconds."""
     median = statistics.median(taken)
     return f"{median:.3g} s" if median > 1 else f"{median * 1e3:.3g} ms"
 
@@ -125,26 +138,27 @@ def seconds(taken: list[float]) -> str:
 def experiment(case: Case, sample: int = 100_000) -> None:
     """Prints the rows of an experiment."""
     layer, x0 = hl.ExpLayer(case.x0.shape[-1], beta=BETA), case.x0
-    t1 = arrival(layer, x0, case.rest)
-    count, away = first(layer, case.search, x0, case.rest, 10**7, case.block)
-    best = float(case.search[int(jnp.argmin(away))])
-    own = math.ceil(arrival(layer, x0, case.rest, near=NEAR) / case.step)
-    if own <= sample:
-        own = int(first(layer, jnp.array([case.step]), x0, case.rest, 10**7)[0])
+    t1 = arrival(layer, x0, case.rest_energy)
+    count, distances = first_arrival(layer, case.search, x0, case.rest_energy, 10**7, case.block)
+    best = float(case.search[int(jnp.argmin(distances))])
+    documented = math.ceil(arrival(layer, x0, case.rest_energy, near=NEAR) / case.step)
+    if documented <= sample:
+        sizes = jnp.array([case.step])
+        documented = int(first_arrival(layer, sizes, x0, case.rest_energy, 10**7)[0])
     ours = {
         "`solve`": lambda model: solved(model, x0, t1),
         "`relax`, state flow": lambda model: hl.relax(model, x0, flow="state", tol=NEAR**0.5).x,
         "`relax`": lambda model: hl.relax(model, x0).x,
     }
     compiled = [eqx.filter_jit(run) for run in ours.values()]
-    loops = [(case.step, own), (best, int(count))]
+    loops = [(case.step, documented), (best, int(count))]
     short = [(step, min(n, sample)) for step, n in loops]
     runs = [
         *[partial(euler, BETA, step, n, x0) for step, n in short],
         *[partial(euler_in_python, BETA, step, min(n, 1000), x0) for step, n in short],
         *[partial(run, layer) for run in (*compiled, *ours.values())],
     ]
-    taken = times(*runs)
+    taken = interleaved(*runs)
     for i, (_, n) in enumerate(short):
         taken[i] = [t * loops[i][1] / n for t in taken[i]]
         taken[2 + i] = [t * loops[i][1] / min(n, 1000) for t in taken[2 + i]]
@@ -155,16 +169,20 @@ def experiment(case: Case, sample: int = 100_000) -> None:
         print(f"{seconds(taken[i])} | | |")
     for i, (name, run) in enumerate(ours.items()):
         inside, outside = taken[4 + i], taken[4 + len(ours) + i]
-        off = float(layer.energy(run(layer))) - case.rest
-        n = evaluations(run, layer)
-        cells = [f"{n}", f"{own / n:.3g}", seconds(outside), str(ratio(taken[2], outside))]
+        off = float(layer.energy(run(layer))) - case.rest_energy
+        _, n = evaluations(run, layer)
+        cells = [f"{n}", f"{documented / n:.3g}", seconds(outside), str(ratio(taken[2], outside))]
         cells += [seconds(inside), str(ratio(taken[0], inside))]
-        bar = case.bar if abs(off) <= NEAR else f"rests elsewhere, at E = {case.rest + off:.0f}"
+        bar = (
+            case.bar
+            if abs(off) <= NEAR
+            else f"rests elsewhere, at E = {case.rest_energy + off:.0f}"
+        )
         print(f"| {case.name}: {name} | " + " | ".join(cells) + f" | {bar} |", flush=True)
 
 
-def scipy_runs(x0: np.ndarray, t1: float, flow: str) -> dict[str, Callable[[], Any]]:
-    """SciPy's solves of all samples, each of which returns x, and the evaluations."""
+def scipy_runs(x0: np.ndarray, t1: float, flow: Flow) -> dict[str, Callable[[], Any]]:
+    """Solutions of all samples by SciPy; each returns x and the number of evaluations."""
     from scipy.integrate import solve_ivp
 
     field = (lambda t, x: -np.exp(x) * x) if flow == "state" else (lambda t, x: -x)
@@ -185,7 +203,7 @@ def scipy_runs(x0: np.ndarray, t1: float, flow: str) -> dict[str, Callable[[], A
     }
 
 
-def against_scipy(samples: int, units: int, flow: str) -> None:
+def against_scipy(samples: int, units: int, flow: Flow) -> None:
     """Prints the rows of one flow."""
     layer = hl.ExpLayer(units, beta=BETA)
     x0 = np.random.default_rng(0).normal(size=(samples, units))
@@ -195,13 +213,13 @@ def against_scipy(samples: int, units: int, flow: str) -> None:
         ours["`relax`"] = lambda model, x0: hl.relax(model, x0).x
     solution: Any = hl.solve(layer, x0, t1, flow=flow)
     slowest = x0[np.argmax(solution.stats["num_steps"])]
-    counts = [evaluations(lambda m, f=f: f(m, slowest), layer) for f in ours.values()]
+    counts = [evaluations(lambda m, f=f: f(m, slowest), layer)[1] for f in ours.values()]
     runs = [partial(f, layer, x0) for f in ours.values()]
     try:
         theirs = scipy_runs(x0, t1, flow)
     except ModuleNotFoundError:
         theirs = {"SciPy": lambda: None}
-    taken = times(*runs, *theirs.values())
+    taken = interleaved(*runs, *theirs.values())
     results = [(run(), n) for run, n in zip(runs, counts, strict=True)]
     results += [run() for run in theirs.values()]
     for i, (name, result) in enumerate(zip((*ours, *theirs), results, strict=True)):
@@ -210,8 +228,9 @@ def against_scipy(samples: int, units: int, flow: str) -> None:
             continue
         x, n = result
         off = np.max(np.abs(np.asarray(layer.energy(x)) + units))
-        ratios = [str(ratio(taken[i], own)) if i >= len(ours) else "" for own in taken[: len(ours)]]
-        ratios += [""] * (2 - len(ratios))
+        ratios = ["", ""]
+        if i >= len(ours):
+            ratios[: len(ours)] = [str(ratio(taken[i], each)) for each in taken[: len(ours)]]
         bar = "" if i < len(ours) else "≥ 20" if "loop" in name else "≥ 5"
         cells = [str(n), f"{off:.1e}", seconds(taken[i]), *ratios, bar]
         print(f"| {flow} flow: {name} | " + " | ".join(cells) + " |", flush=True)
@@ -229,7 +248,8 @@ def main(samples: int = 1024, units: int = 64) -> None:
     print(f"\n{samples} samples of {units} exponential units, float64\n")
     names = "| | evaluations | E − E(rest) | time | / `solve` | / `relax` | bar |"
     print(f"{names}\n|" + "---|" * 7)
-    for flow in ("state", "activation"):
+    flows: tuple[Flow, ...] = ("state", "activation")
+    for flow in flows:
         against_scipy(samples, units, flow)
 
 

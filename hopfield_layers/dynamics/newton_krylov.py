@@ -1,6 +1,6 @@
 """Linear and nonlinear equations without matrices, for implicit solvers and derivatives."""
 
-from typing import Any
+import functools as ft
 
 import diffrax
 import equinox as eqx
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
+
+from .state_trees import tree_where
 
 
 def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFinder:
@@ -24,10 +26,8 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
     - `rtol`: the tolerance of each linear solve, relative to the right-hand side's largest entry.
     - `restart`: the most directions that GMRES keeps, each of D numbers.
 
-    **Returns:**
-
-    An `optimistix.Newton`, for `diffrax.Kvaerno5` and its kin. Its own tolerances are those of the
-    step size controller.
+    **Returns:** an `optimistix.Newton`, for `diffrax.Kvaerno5` and its kin, whose own tolerances
+    are those of the step size controller.
 
     **Raises:** `ValueError` for a restart below 1.
 
@@ -48,11 +48,13 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
     if restart < 1:
         raise ValueError(f"Expected a restart of 1 at least, got {restart}.")
     return diffrax.with_stepsize_controller_tols(optx.Newton)(
-        linear_solver=Krylov(rtol, restart, cycles=4), cauchy_termination=False
+        linear_solver=Krylov(rtol, (restart, 4)), cauchy_termination=False
     )
 
 
-def with_tolerances_of(controller: Any, solver: Any) -> Any:
+def with_tolerances_of(
+    controller: diffrax.AbstractStepSizeController, solver: diffrax.AbstractSolver
+) -> diffrax.AbstractSolver:
     """`solver`, with the controller's tolerances for its equations where it has none of its own."""
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
@@ -63,8 +65,11 @@ def with_tolerances_of(controller: Any, solver: Any) -> Any:
             "Constant steps have no tolerances for the equations of an implicit solver: give its "
             "root finder rtol, atol and norm."
         )
-    get = lambda owner: [getattr(owner, name) for name in missing]
-    return eqx.tree_at(lambda s: get(s.root_finder), solver, get(controller)) if missing else solver
+    for name in missing:
+        solver = eqx.tree_at(
+            lambda s, name=name: getattr(s.root_finder, name), solver, getattr(controller, name)
+        )
+    return solver
 
 
 # What diffrax puts in the place of tolerances that are to be the controller's.
@@ -72,51 +77,47 @@ _FROM_CONTROLLER = diffrax.with_stepsize_controller_tols(optx.Newton)().rtol
 
 
 class Krylov(lx.AbstractLinearSolver):
-    """GMRES, with a tolerance relative to the right-hand side's largest entry.
+    """GMRES with a tolerance relative to the right-hand side's largest entry.
 
-    lineax's own is relative to each entry by itself, which those that are 0 can't meet. As a cycle
-    makes all its products whether it needs them or not, `first` may be shorter ones, (restart,
-    cycles), and the long ones then come only where a sample needs them.
+    That of lineax is relative to each entry, which entries of 0 cannot meet. A cycle of GMRES makes
+    all its products whether it needs them or not, so that an attempt with few and short cycles may
+    precede one with many and long ones, which only runs if a sample needs it.
     """
 
-    gmres: lx.GMRES
-    first: lx.GMRES | None
+    attempts: tuple[lx.GMRES, ...]
 
-    def __init__(self, rtol: Any, restart: int, cycles: int, first: tuple[int, int] | None = None):
-        # lineax counts the first residual as a cycle, and needs another to see that it's done.
-        of = lambda restart, cycles: lx.GMRES(
-            rtol=rtol, atol=rtol, restart=restart, max_steps=cycles + 2
+    def __init__(self, rtol: float, *attempts: tuple[int, int]):
+        """Each attempt is a pair of the directions in a cycle and the most cycles."""
+        # lineax counts the first residual as a cycle, and needs another to see that it is done.
+        self.attempts = tuple(
+            lx.GMRES(rtol, rtol, restart=restart, max_steps=cycles + 2)
+            for restart, cycles in attempts
         )
-        self.gmres = of(restart, cycles)
-        self.first = None if first is None else of(*first)
-
-    def init(self, operator, options):
-        return self.gmres.init(operator, options)
 
     def compute(self, state, vector, options):
-        """Of GMRES, for the vector divided by its size."""
+        """That of GMRES, for the vector divided by its size."""
         if sum(v.size for v in jax.tree.leaves(vector)) == 0:
             return vector, lx.RESULTS.successful, {}
         size = lx.internal.max_norm(vector)
         size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
         unit = jax.tree.map(lambda v: v / size, vector)
-        solve = lambda gmres: gmres.compute(state, unit, options)[:2]
-        if self.first is None:
-            solution, result = solve(self.gmres)
-        else:
-            found = solve(self.first)
-            solved = found[1] == lx.RESULTS.successful
-            missing = eqxi.unvmap_any(~solved)  # in any sample
-            solution, result = jax.lax.cond(missing, lambda: solve(self.gmres), lambda: found)
-            solution = jax.tree.map(lambda a, b: jnp.where(solved, a, b), found[0], solution)
-            result = lx.RESULTS.where(solved, found[1], result)
+
+        def solve(gmres):
+            return gmres.compute(state, unit, options)[:2]
+
+        found = solve(self.attempts[0])
+        for gmres in self.attempts[1:]:
+            unsolved = found[1] != lx.RESULTS.successful
+            again = jax.lax.cond(
+                eqxi.unvmap_any(unsolved), ft.partial(solve, gmres), lambda found=found: found
+            )
+            solution = tree_where(unsolved, again[0], found[0])
+            found = solution, lx.RESULTS.where(unsolved, again[1], found[1])
+        solution, result = found
         return jax.tree.map(lambda v: v * size, solution), result, {}
 
-    def transpose(self, state, options):
-        return self.gmres.transpose(state, options)
-
-    def conj(self, state, options):
-        return self.gmres.conj(state, options)
-
-    def assume_full_rank(self):
-        return self.gmres.assume_full_rank()
+    # These of GMRES do not depend on its fields.
+    init = lx.GMRES.init
+    transpose = lx.GMRES.transpose
+    conj = lx.GMRES.conj
+    assume_full_rank = lx.GMRES.assume_full_rank

@@ -1,0 +1,113 @@
+"""Plain convex callables as Lagrangians."""
+
+import operator
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import wadler_lindig as wl
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from ..model import AbstractEnergyModel
+from .base import AbstractLagrangian, AbstractWideLagrangian
+
+
+class CallableLagrangian(AbstractWideLagrangian):
+    """A convex callable; its activation and energy come by automatic differentiation."""
+
+    leaves: PyTree
+    static: PyTree = eqx.field(static=True)
+    axes: tuple[int, ...] | None = eqx.field(static=True)
+
+    def _value_terms(self, z):
+        value = jnp.asarray(eqx.combine(self.leaves, self.static)(z))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                "A Lagrangian returns a real scalar, its sum over all units; the given callable "
+                f"returned {value.dtype}{list(value.shape)} for a state of shape {z.shape}."
+            )
+        return value.astype(z.dtype)
+
+    def _activation_formula(self, z):
+        return jax.grad(self._value_terms)(z)
+
+    def _energy_terms(self, z):
+        value, g = jax.value_and_grad(self._value_terms)(z)
+        product = jnp.sum(z * g)
+        # Where both overflow, E does so too: the callable then grows faster than |x|.
+        overflows = (product == jnp.inf) & (value == jnp.inf)
+        return jnp.where(overflows, jnp.inf, product - value)
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        axes = range(ndim) if self.axes is None else self.axes
+        if not all(-ndim <= axis < ndim for axis in axes):
+            raise ValueError(
+                f"Expected coupled_axes among the {ndim} axes of the state, got {self.axes}."
+            )
+        return tuple(axis % ndim for axis in axes)
+
+    def __pdoc__(self, **options) -> wl.AbstractDoc:
+        fn = wl.pdoc(eqx.combine(self.leaves, self.static), **options)
+        return wl.TextDoc("as_lagrangian(") + fn + wl.TextDoc(")")
+
+
+def as_lagrangian(
+    fn: Callable[..., ArrayLike], coupled_axes: tuple[int, ...] | None = None
+) -> AbstractLagrangian:
+    """Makes a Lagrangian of a plain convex callable; a Lagrangian is returned as it is.
+
+    g = ∇fn(x) and E = Σ x·g − fn(x) come by automatic differentiation, and are as accurate as `fn`
+    and its derivative. In a callable that is a pytree (an `eqx.Module`, a `jax.tree_util.Partial`),
+    arrays are trainable parameters; floats are saved and loaded with them, and stay Python numbers
+    under `equinox.filter_jit`. A function is compared by identity, so a new lambda is compiled
+    again.
+
+    **Arguments:**
+
+    - `fn`: a convex function from a state of any shape to a real scalar.
+    - `coupled_axes`: the axes along which gᵢ depends on other xⱼ: `()` for a sum of terms per unit,
+        `(-1,)` for a sum of terms per row. By default all of them, so that a clamp holds all units
+        of a layer or none.
+
+    **Returns:** An [`hopfield_layers.AbstractLagrangian`][], a valid argument of `jax.jit`.
+
+    **Raises:** `TypeError` if `fn` is not callable or a layer, or `coupled_axes` is no tuple of
+    axes; `ValueError` when `fn` returns no real scalar or the state doesn't have the axes.
+
+    ```python
+    >>> import hopfield_layers as hl
+    >>> import jax.numpy as jnp
+    >>> huber = hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(1 + x**2)))
+    >>> print(hl.Layer(huber, 3).energy_bound())
+    -3.0
+
+    ```
+    """
+    if isinstance(fn, AbstractLagrangian):
+        if coupled_axes is not None:
+            raise TypeError(f"{type(fn).__name__} declares its own coupled axes.")
+        return fn
+    if isinstance(fn, AbstractEnergyModel):
+        raise TypeError(f"Expected a Lagrangian, got a {type(fn).__name__}: pass layer.lagrangian.")
+    if isinstance(fn, type):
+        raise TypeError(
+            f"Expected a Lagrangian, got the class {fn.__name__}: pass an instance, "
+            f"{fn.__name__}(...), or set init_lagrangian=True."
+        )
+    if not callable(fn):
+        raise TypeError(f"Expected a Lagrangian or a convex callable, got {fn!r}.")
+    try:
+        axes = None if coupled_axes is None else tuple(map(operator.index, coupled_axes))
+    except TypeError:
+        raise TypeError(
+            f"Expected a tuple of axes, (0,) for instance, got {coupled_axes!r}."
+        ) from None
+    return CallableLagrangian(*eqx.partition(fn, _is_leaf), axes)
+
+
+def _is_leaf(node: object) -> bool:
+    # `eqx.tree_serialise_leaves` saves floats that are leaves, and `eqx.filter_jit` doesn't trace
+    # them.
+    return eqx.is_array(node) or isinstance(node, float)
