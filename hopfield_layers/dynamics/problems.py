@@ -28,7 +28,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     """`equinox.filter_jit` of a function that is called with all its arguments by name.
 
     `filter_jit` binds every argument to the signature and rebuilds every module of the result, in
-    Python and at each call. Passing one tuple in and a list of leaves out takes two thirds of it.
+    Python and at each call. One tuple in and a list of leaves out pass in two thirds of that time.
     """
     names = tuple(inspect.signature(fn).parameters)
 

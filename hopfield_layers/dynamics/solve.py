@@ -75,9 +75,9 @@ def solve(
 
     **Raises:** `ValueError` for t1 ≤ t0, for NaN or infinities in x0, for inputs that don't fit,
     and for masks that don't or that, under the activation flow, split what a Lagrangian couples. If
-    an outer jit hides the values, `equinox.EquinoxRuntimeError` instead. This is also raised for a
-    state or rate that leaves the range of the dtype, and for a solver that fails, for instance by
-    running out of steps; `throw=False` suppresses both, and `Solution.result` tells of the latter.
+    an outer jit hides the values, they raise `equinox.EquinoxRuntimeError` instead. So do a state
+    or rate that leaves the range of the dtype, and a solver that fails, for instance by running out
+    of steps; `throw=False` suppresses both, and `Solution.result` tells of the latter.
     With `EQX_ON_ERROR=nan` in the environment, errors at run time give NaN instead.
 
     ```python
