@@ -75,8 +75,8 @@ def batches(rng: np.random.Generator, kind: Any, count: int, units: int, dtype: 
     for flow in flows:
 
         def falls(p, bias, x, flow: Flow = flow):
-            field = hl.EnergyFlow(layer_of(kind, p, bias), flow)
-            return model_laws.descent_laws(field, x, t1=20.0, max_steps=64)
+            layer = layer_of(kind, p, bias)
+            return model_laws.descent_laws(layer, x, flow, t1=20.0, max_steps=64)
 
         yield jax.vmap(falls)(cast_parameters, bias, moderate_states)
     with jax.enable_x64(True):

@@ -14,6 +14,9 @@ A layer is a convex scalar function L (its Lagrangian) of a state x, shifted by 
 
 Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and machine learning"
 (ICLR 2021), arXiv:2008.06996.
+
+The examples of all docstrings begin with `import hopfield_layers as hl`, `import jax` and
+`import jax.numpy as jnp`.
 """
 
 import importlib
@@ -21,69 +24,30 @@ import importlib.metadata
 import types
 import typing
 
+
+# fmt: off
+# isort: off
 from .dynamics import (
-    energy_descent,
-    EnergyFlow,
-    ETD2RK,
-    ETD4RK,
-    newton_krylov,
-    relax,
-    Relaxation,
-    solve,
+    energy_descent, EnergyFlow, ETD2RK, ETD4RK, newton_krylov, relax, Relaxation, solve,
 )
 from .lagrangians import (
-    AbstractLagrangian,
-    as_lagrangian,
-    LCosh,
-    LEntmax,
-    LExp,
-    LGhostmax,
-    LIdentity,
-    LLayerNorm,
-    LPower,
-    LRelu,
-    LRepu,
-    LRexp,
-    LSigmoid,
-    LSoftmax,
-    LSparsemax,
-    LSphericalNorm,
-    LTanh,
+    AbstractLagrangian, as_lagrangian, LCosh, LEntmax, LExp, LGhostmax, LIdentity, LLayerNorm,
+    LPower, LRelu, LRepu, LRexp, LSigmoid, LSoftmax, LSparsemax, LSphericalNorm, LTanh,
 )
 from .layer_constructors import (
-    CoshLayer,
-    EntmaxLayer,
-    ExpLayer,
-    GhostmaxLayer,
-    IdentityLayer,
-    LayerNormLayer,
-    make_layer,
-    MakeLayer,
-    PowerLayer,
-    ReluLayer,
-    RepuLayer,
-    RexpLayer,
-    SigmoidLayer,
-    SoftmaxLayer,
-    SparsemaxLayer,
-    SphericalNormLayer,
-    TanhLayer,
+    CoshLayer, EntmaxLayer, ExpLayer, GhostmaxLayer, IdentityLayer, LayerNormLayer, make_layer,
+    MakeLayer, PowerLayer, ReluLayer, RepuLayer, RexpLayer, SigmoidLayer, SoftmaxLayer,
+    SparsemaxLayer, SphericalNormLayer, TanhLayer,
 )
 from .layers import Layer
 from .model import AbstractEnergyModel
 from .network import HAM
 from .synapses import (
-    AbstractSynapse,
-    AttentionSynapse,
-    BiasSynapse,
-    ConvSynapse,
-    DenseSynapse,
-    HiddenSynapse,
-    HiddenTensorSynapse,
-    MixerSynapse,
-    SelfAttentionSynapse,
+    AbstractSynapse, AttentionSynapse, BiasSynapse, ConvSynapse, DenseSynapse, HiddenSynapse,
+    HiddenTensorSynapse, MixerSynapse, SelfAttentionSynapse,
 )
-
+# isort: on
+# fmt: on
 
 if typing.TYPE_CHECKING:
     from . import plotting as plotting, testing as testing

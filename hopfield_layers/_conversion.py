@@ -19,10 +19,7 @@ _T = TypeVar("_T")
 
 
 def as_float(x: ArrayLike) -> Array:
-    """`x` as a real floating array: integers and booleans get the default float dtype.
-
-    **Raises:** `TypeError` for a complex array or something that is not an array.
-    """
+    """`x` as a real floating array, or a `TypeError`; integers get the default float dtype."""
     if isinstance(x, dict):  # which NumPy takes for a dtype
         raise TypeError("Expected an array, got a dict.")
     x = jnp.asarray(x)
@@ -47,22 +44,12 @@ def as_shape(shape: ShapeLike) -> tuple[int, ...]:
     """`shape` as a tuple of non-negative ints; one size is `(size,)`."""
     sizes = shape if isinstance(shape, tuple | list) else (cast(SupportsIndex, shape),)
     try:
-        checked = tuple(operator.index(size) for size in sizes)
+        checked = tuple(map(operator.index, sizes))
     except TypeError:
         checked = (-1,)
     if min(checked, default=0) < 0 or any(isinstance(size, bool) for size in sizes):
         raise ValueError(f"Expected a size or a tuple of sizes, integers ≥ 0, got {shape!r}.")
     return checked
-
-
-def as_batch(bs: SupportsIndex | None) -> tuple[int, ...]:
-    """The batch axes for `bs` samples, and none for None."""
-    if isinstance(bs, Array) and (bs.ndim > 0 or jnp.issubdtype(bs.dtype, jax.dtypes.prng_key)):
-        raise ValueError(
-            f"Expected bs to be a number of samples, got {bs.dtype}{list(bs.shape)}: pass a key as "
-            "rng=key."
-        )
-    return () if bs is None else as_shape(bs)
 
 
 def as_state(x: ArrayLike, shape: tuple[int, ...], owner: str = "") -> Array:
@@ -95,8 +82,7 @@ def check_range(owner: object, name: str, value: ArrayLike, above: float = -math
     array = np.asarray(value, dtype=np.float64)
     if not np.all(np.isfinite(array) & (array > above)):
         bound = "" if math.isinf(above) else f" and greater than {above:g}"
-        owner = type(owner).__name__
-        raise ValueError(f"{owner}: {name} must be finite{bound}, got {array}.")
+        raise ValueError(f"{type(owner).__name__}: {name} must be finite{bound}, got {array}.")
 
 
 def over_samples(fn: Callable[[PyTree], _T], x: PyTree, num_batch_axes: int) -> _T:

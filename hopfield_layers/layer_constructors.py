@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, cast, ParamSpec, Protocol, runtime_checkable
 
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
@@ -14,75 +14,75 @@ from .lagrangians.base import AbstractWideLagrangian
 from .layers import Layer
 
 
-_LAYER_ARGUMENTS = """**Arguments of the layer:**
+_P = ParamSpec("_P")
 
-- `shape`: the shape of the state, a tuple of sizes or one size.
-- `tau`: the time constant τ > 0, in the units of t.
-- `use_bias`: whether there is a bias b; then x − b stands for x above.
-- `name`: a name for the layer, of no effect.
-- `bias`: the bias b. By default zeros.
-- `key`: a key of `jax.random`, to draw the bias from N(0, 0.02²).
 
-**Returns:**
+@runtime_checkable
+class LayerConstructor(Protocol[_P]):
+    """What `make_layer` returns, for type checkers: the Lagrangian's parameters are keywords."""
 
-A [`hopfield_layers.Layer`][]."""
+    __name__: str
+
+    def __call__(
+        self,
+        shape: ShapeLike,
+        tau: ArrayLike = 1.0,
+        use_bias: bool = False,
+        name: str | None = None,
+        bias: ArrayLike | None = None,
+        key: PRNGKeyArray | None = None,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> Layer: ...
 
 
 def make_layer(
-    lagrangian_factory: Callable[..., Any], name: str | None = None
-) -> Callable[..., Layer]:
-    """Makes a constructor of layers from a Lagrangian's.
-
-    Its signature and documentation show the parameters of the layer and of the Lagrangian.
+    lagrangian_factory: Callable[_P, Callable[..., ArrayLike]], name: str | None = None
+) -> LayerConstructor[_P]:
+    """Makes a constructor of layers from a Lagrangian's, with the parameters of both.
 
     **Arguments:**
 
     - `lagrangian_factory`: a Lagrangian's class, or a function that returns a Lagrangian. Numbers
-        that it keeps in array fields, or in fields that are not static, are trained, saved and
-        loaded; what a function closes over is part of the program.
-    - `name`: the name of the constructor. By default that of the factory, without a leading `L`,
-        followed by `Layer`.
+        in fields that are not static are trained, saved and loaded; what a function closes over is
+        part of the program.
+    - `name`: the constructor's name, by default the factory's without a leading `L`, with `Layer`.
 
-    **Returns:**
-
-    A function `(shape, tau=1.0, use_bias=False, name=None, *, <the factory's parameters>,
-    bias=None, key=None)` that returns a [`hopfield_layers.Layer`][].
+    **Returns:** a function `(shape, tau=1.0, use_bias=False, name=None, *, <the factory's
+    parameters>, bias=None, key=None)` that returns a [`hopfield_layers.Layer`][].
 
     **Raises:** `ValueError` if a parameter of the factory has the name of one of the layer's, or
     can't be given by name; `TypeError` for a Lagrangian instead of its constructor. The function
-    raises `ValueError` if the factory keeps a float in a static field, which would not be restored
-    when a saved layer is loaded.
+    raises `ValueError` for a float in a static field, which loading a saved layer would not
+    restore.
 
-    ```python
-    >>> import inspect
-    >>> import hopfield_layers as hl
-    >>> TanhLayer = hl.make_layer(hl.LTanh)
-    >>> TanhLayer(3, beta=2.0)
-    Layer(lagrangian=LTanh(beta=2.0), shape=(3,), tau=1.0, bias=None, name=None)
-    >>> list(inspect.signature(TanhLayer).parameters)
-    ['shape', 'tau', 'use_bias', 'name', 'beta', 'min_beta', 'bias', 'key']
-
-    ```
+    Examples:
+        >>> TanhLayer = hl.make_layer(hl.LTanh)
+        >>> TanhLayer(3, beta=2.0)
+        Layer(lagrangian=LTanh(beta=2.0), shape=(3,), tau=1.0, bias=None, name=None)
     """
 
     def constructor(shape, tau=1.0, use_bias=False, name=None, *, bias=None, key=None, **kwargs):
-        lagrangian = lagrangian_factory(**kwargs)
+        lagrangian = cast(Callable[..., Any], lagrangian_factory)(**kwargs)
         _check_saved(lagrangian)
         return Layer(lagrangian, shape, tau, use_bias, name=name, bias=bias, key=key)
 
     if isinstance(lagrangian_factory, lagrangians.AbstractLagrangian):
         raise TypeError(f"Expected a Lagrangian's constructor, got {lagrangian_factory!r}.")
     lagrangian_name = getattr(lagrangian_factory, "__name__", repr(lagrangian_factory))
-    constructor.__name__ = name or lagrangian_name.removeprefix("L") + "Layer"
-    constructor.__qualname__ = constructor.__name__
+    layer_name = name or lagrangian_name.removeprefix("L") + "Layer"
+    constructor.__qualname__ = constructor.__name__ = layer_name
     constructor.__module__ = getattr(lagrangian_factory, "__module__", __name__)
     signature = _signature(constructor, lagrangian_factory)
     constructor.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
-    summary, _, _ = (inspect.getdoc(lagrangian_factory) or "").partition("```python")
+    summary, _, _ = (inspect.getdoc(lagrangian_factory) or "").partition("Examples:")
+    _, start, end = (inspect.getdoc(Layer) or "").partition("- `shape`:")
+    arguments = "**Arguments of the layer:**\n\n" + start + end.partition("**Raises:**")[0]
     constructor.__doc__ = (
-        f"A layer of `{lagrangian_name}`: {summary.strip()}\n\n{_LAYER_ARGUMENTS}\n"
+        f"A layer of `{lagrangian_name}`, with x − b for x: {summary.strip()}\n\n{arguments}"
+        "**Returns:** a [`hopfield_layers.Layer`][].\n"
     )
-    return constructor
+    return cast(LayerConstructor[_P], constructor)
 
 
 MakeLayer = make_layer  # the original system's name
@@ -90,33 +90,26 @@ MakeLayer = make_layer  # the original system's name
 
 def _signature(constructor: Callable, lagrangian_factory: Callable) -> inspect.Signature:
     """The layer's parameters with the Lagrangian's among them."""
-    layer_parameters = list(inspect.signature(constructor).parameters.values())[:-1]
-    parameters = list(inspect.signature(lagrangian_factory).parameters.values())
+    *layer, _ = inspect.signature(constructor).parameters.values()
+    parameters = inspect.signature(lagrangian_factory).parameters.values()
     nameless = [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]
     if nameless:
         raise ValueError(f"{lagrangian_factory} can't be given {nameless} by name.")
-    parameters = [
+    keywords = [
         p.replace(kind=p.KEYWORD_ONLY, annotation=p.empty if p.annotation is Any else p.annotation)
         for p in parameters
         if p.kind is not p.VAR_KEYWORD
     ]
-    taken = {p.name for p in layer_parameters} & {p.name for p in parameters}
+    taken = sorted({p.name for p in layer} & {p.name for p in keywords})
     if taken:
-        raise ValueError(
-            f"{lagrangian_factory} has parameters of the layer's names: {sorted(taken)}."
-        )
-    return inspect.Signature(
-        [*layer_parameters[:4], *parameters, *layer_parameters[4:]], return_annotation=Layer
-    )
+        raise ValueError(f"{lagrangian_factory} has parameters of the layer's names: {taken}.")
+    return inspect.Signature([*layer[:4], *keywords, *layer[4:]], return_annotation=Layer)
 
 
 def _check_saved(lagrangian: object) -> None:
-    """Raises an error if a parameter would not be restored when a saved layer is loaded.
-
-    The library's own static fields (`axis`, `eps`, `min_beta`) are documented as constants.
-    """
+    """Raises an error if a parameter would not be restored when a saved layer is loaded."""
     if isinstance(lagrangian, AbstractWideLagrangian) or not dataclasses.is_dataclass(lagrangian):
-        return
+        return  # the library's own static fields are documented as constants
     for field in dataclasses.fields(lagrangian):
         value = getattr(lagrangian, field.name)
         if field.metadata.get("static", False) and isinstance(value, float):
@@ -126,122 +119,30 @@ def _check_saved(lagrangian: object) -> None:
             )
 
 
-# The signatures of the constructors below, for type checkers: at run time `make_layer` makes the
-# same ones from the Lagrangians.
-
-
-class _Plain(TypedDict, total=False):
-    bias: ArrayLike | None
-    key: PRNGKeyArray | None
-
-
-class _Repu(_Plain, total=False):
-    n: ArrayLike
-
-
-class _Power(_Plain, total=False):
-    p: ArrayLike
-
-
-class _Beta(_Plain, total=False):
-    beta: ArrayLike
-    min_beta: float
-
-
-class _Scaled(_Beta, total=False):
-    scale: ArrayLike
-
-
-class _Row(_Beta, total=False):
-    axis: int
-
-
-class _Entmax(_Row, total=False):
-    alpha: ArrayLike
-
-
-class _Norm(_Plain, total=False):
-    gamma: ArrayLike
-    delta: ArrayLike
-    axis: int
-    eps: float
-
-
-class _PlainLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Plain]
-    ) -> Layer: ...
-
-
-class _RepuLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Repu]
-    ) -> Layer: ...
-
-
-class _PowerLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Power]
-    ) -> Layer: ...
-
-
-class _BetaLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Beta]
-    ) -> Layer: ...
-
-
-class _SigmoidLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Scaled]
-    ) -> Layer: ...
-
-
-class _RowLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Row]
-    ) -> Layer: ...
-
-
-class _EntmaxLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Entmax]
-    ) -> Layer: ...
-
-
-class _NormLayer(Protocol):
-    def __call__(
-        self, shape: ShapeLike, tau: ArrayLike = 1, use_bias=False, name=None, **kw: Unpack[_Norm]
-    ) -> Layer: ...
-
-
-def _documented(lagrangian: type[lagrangians.AbstractLagrangian]) -> Callable[..., Layer]:
+def _documented(lagrangian: Callable[_P, lagrangians.AbstractLagrangian]) -> LayerConstructor[_P]:
     """The constructor of layers of one of the library's own Lagrangians."""
     constructor = make_layer(lagrangian)
     constructor.__module__ = __name__
     constructor.__doc__ = f"""{constructor.__doc__}
-```python
->>> import hopfield_layers as hl
->>> print(hl.{constructor.__name__}((2, 3), tau=0.5).init_state(bs=4).shape)
-(4, 2, 3)
-
-```
+Examples:
+    >>> print(hl.{constructor.__name__}((2, 3), tau=0.5).init_state(bs=4).shape)
+    (4, 2, 3)
 """
     return constructor
 
 
-IdentityLayer: _PlainLayer = _documented(lagrangians.LIdentity)
-RepuLayer: _RepuLayer = _documented(lagrangians.LRepu)
-ReluLayer: _PlainLayer = _documented(lagrangians.LRelu)
-PowerLayer: _PowerLayer = _documented(lagrangians.LPower)
-ExpLayer: _BetaLayer = _documented(lagrangians.LExp)
-RexpLayer: _BetaLayer = _documented(lagrangians.LRexp)
-CoshLayer: _BetaLayer = _documented(lagrangians.LCosh)
-TanhLayer: _BetaLayer = _documented(lagrangians.LTanh)
-SigmoidLayer: _SigmoidLayer = _documented(lagrangians.LSigmoid)
-SoftmaxLayer: _RowLayer = _documented(lagrangians.LSoftmax)
-GhostmaxLayer: _RowLayer = _documented(lagrangians.LGhostmax)
-SparsemaxLayer: _RowLayer = _documented(lagrangians.LSparsemax)
-EntmaxLayer: _EntmaxLayer = _documented(lagrangians.LEntmax)
-LayerNormLayer: _NormLayer = _documented(lagrangians.LLayerNorm)
-SphericalNormLayer: _NormLayer = _documented(lagrangians.LSphericalNorm)
+IdentityLayer = _documented(lagrangians.LIdentity)
+RepuLayer = _documented(lagrangians.LRepu)
+ReluLayer = _documented(lagrangians.LRelu)
+PowerLayer = _documented(lagrangians.LPower)
+ExpLayer = _documented(lagrangians.LExp)
+RexpLayer = _documented(lagrangians.LRexp)
+CoshLayer = _documented(lagrangians.LCosh)
+TanhLayer = _documented(lagrangians.LTanh)
+SigmoidLayer = _documented(lagrangians.LSigmoid)
+SoftmaxLayer = _documented(lagrangians.LSoftmax)
+GhostmaxLayer = _documented(lagrangians.LGhostmax)
+SparsemaxLayer = _documented(lagrangians.LSparsemax)
+EntmaxLayer = _documented(lagrangians.LEntmax)
+LayerNormLayer = _documented(lagrangians.LLayerNorm)
+SphericalNormLayer = _documented(lagrangians.LSphericalNorm)

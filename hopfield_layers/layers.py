@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from ._conversion import (
-    as_batch,
     as_float,
     as_shape,
     as_state,
@@ -31,11 +30,9 @@ class Layer(AbstractEnergyModel):
     """Neurons of one kind: z = x − b, g = ∂L/∂z, E = Σ z·g − L(z) ≥ −L(0), ∂E/∂g = z.
 
     Every method takes a state of shape `(*batch, *shape)` with any number of batch axes, and keeps
-    its dtype.
-
-    The bias b moves the state at which the layer rests and not the activation there: at rest
-    z = x − b is what inputs and synapses make it, whatever b is. A trainable threshold, which moves
-    the activation, is a [`hopfield_layers.BiasSynapse`][].
+    its dtype. The bias b moves the state at which the layer rests and not the activation there: at
+    rest z = x − b is what inputs and synapses make it. A trainable threshold, which moves the
+    activation, is a [`hopfield_layers.BiasSynapse`][].
 
     Methods of a layer are not hashable, so `jax.jit(layer.energy)` fails: write
     `equinox.filter_jit(layer.energy)`, or `jax.jit(lambda layer, x: layer.energy(x))`.
@@ -43,28 +40,23 @@ class Layer(AbstractEnergyModel):
     **Arguments:**
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
+    - `init_lagrangian`: whether `lagrangian` is instead a factory, called with `kwargs`.
     - `shape`: the shape of the state, a tuple of sizes or one size.
     - `tau`: the time constant τ > 0, in the units of t; or one per unit.
     - `use_bias`: whether there is a bias b, of the layer's shape.
-    - `init_lagrangian`: whether `lagrangian` is instead a factory, called with `kwargs`.
     - `name`: a name for the layer, of no effect.
     - `bias`: the bias b. By default zeros.
     - `key`: a key of `jax.random`, to draw the bias from N(0, 0.02²).
-    - `kwargs`: the arguments of the factory.
 
     **Raises:** `ValueError` if τ, the shape or the bias is not as above, or if the Lagrangian acts
     along an axis that the shape doesn't have; every method, if a state doesn't end in the shape.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layer = hl.Layer(hl.LExp(beta=5.0), 3, tau=2.0)
-    >>> layer
-    Layer(lagrangian=LExp(beta=5.0), shape=(3,), tau=2.0, bias=None, name=None)
-    >>> print(layer.energy(jnp.zeros((4, 3))))
-    [-0.6 -0.6 -0.6 -0.6]
-
-    ```
+    Examples:
+        >>> layer = hl.Layer(hl.LExp(beta=5.0), 3, tau=2.0)
+        >>> layer
+        Layer(lagrangian=LExp(beta=5.0), shape=(3,), tau=2.0, bias=None, name=None)
+        >>> print(layer.energy(jnp.zeros((4, 3))))
+        [-0.6 -0.6 -0.6 -0.6]
     """
 
     lagrangian: AbstractLagrangian
@@ -95,10 +87,10 @@ class Layer(AbstractEnergyModel):
         self.tau = as_float(tau)
         if bias is not None:
             self.bias = as_float(bias)
-        elif use_bias and key is not None:
-            self.bias = 0.02 * jr.normal(key, self.shape)
+        elif use_bias:
+            self.bias = jnp.zeros(self.shape) if key is None else 0.02 * jr.normal(key, self.shape)
         else:
-            self.bias = jnp.zeros(self.shape) if use_bias else None
+            self.bias = None
         self.name = name
 
     def __check_init__(self):
@@ -128,10 +120,8 @@ class Layer(AbstractEnergyModel):
         """∂E/∂g = z = x − b, of the shape of x."""
         return self._over_samples(self._drive, x)
 
-    # The name that every model has.
-    activations = activation
-    # The names of HAMUX 0.1, kept for those who come from it; the others are `init_lagrangian`
-    # above and `MakeLayer`.
+    activations = activation  # the name that every model has
+    # The names of HAMUX 0.1, as `init_lagrangian` above and `MakeLayer`.
     g = activation
     __call__ = energy
 
@@ -150,7 +140,10 @@ class Layer(AbstractEnergyModel):
         self, bs: SupportsIndex | None = None, rng: PRNGKeyArray | None = None
     ) -> Float[Array, "..."]:
         """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""
-        shape = as_batch(bs) + self.shape
+        if isinstance(bs, Array) and (bs.ndim > 0 or jnp.issubdtype(bs.dtype, jax.dtypes.prng_key)):
+            got = f"{bs.dtype}{list(bs.shape)}"
+            raise ValueError(f"Expected a number of samples, got {got}: pass a key as rng=key.")
+        shape = self.shape if bs is None else as_shape(bs) + self.shape
         return jnp.zeros(shape) if rng is None else jr.normal(rng, shape)
 
     # The formulas of one sample in float32 or wider, which a network calls too.

@@ -32,29 +32,22 @@ class AbstractEnergyModel(eqx.Module):
     falls along both flows of [`hopfield_layers.EnergyFlow`][]. A model whose energy is a scalar for
     every state has no batch axes.
 
-    `coupled` takes and returns a tree of booleans of the structure and shapes of x. It says which
-    units may be clamped under the activation flow: a clamp must not hold a unit whose activation
-    depends on one that is free. Without this method all units of an array are taken to depend on
-    one another.
+    `coupled` takes and returns a tree of booleans like x. A clamp of the activation flow must not
+    hold a unit whose activation depends on one that is free; without this method all units of an
+    array are taken to depend on one another.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> class Springs(hl.AbstractEnergyModel):
-    ...     stiffness: jax.Array
-    ...     tau: float = 1.0
-    ...     def energy(self, x):
-    ...         return jnp.sum(self.stiffness * x**2, axis=-1) / 2
-    ...     def activations(self, x):
-    ...         return x
-    ...     def dEdg(self, x):
-    ...         return self.stiffness * x
-    >>> solution = hl.solve(Springs(jnp.array(2.0)), jnp.array([1.0, 3.0]), t1=20.0)
-    >>> print(bool(jnp.all(abs(solution.ys) < 1e-6)))
-    True
-
-    ```
+    Examples:
+        >>> class Springs(hl.AbstractEnergyModel):
+        ...     stiffness: jax.Array
+        ...     tau: float = 1.0
+        ...     def energy(self, x):
+        ...         return jnp.sum(self.stiffness * x**2, axis=-1) / 2
+        ...     def activations(self, x):
+        ...         return x
+        ...     def dEdg(self, x):
+        ...         return self.stiffness * x
+        >>> print(hl.solve(Springs(jnp.array(2.0)), jnp.array([1.0, 3.0]), t1=0.5).ys.round(1))
+        [[0.4 1.1]]
     """
 
     tau: eqx.AbstractVar[PyTree]

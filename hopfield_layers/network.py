@@ -36,50 +36,36 @@ class HAM(AbstractEnergyModel):
 
     Its state is a dict of arrays, one per layer, of shape `(*batch, *shape)` each, with any number
     of batch axes, the same in all layers. ∂E/∂g = (x − b) + ∂E_s/∂g by the Legendre transform, so
-    that only the synapses are differentiated. Every method keeps the state's dtype.
-
-    A layer's bias b moves the state at which it rests and not the activation there, which is that
-    of z = x − b = I − ∂E_s/∂g. A trainable threshold is a [`hopfield_layers.BiasSynapse`][].
-
-    As for a layer, `jax.jit(ham.energy)` fails: write `equinox.filter_jit(ham.energy)`.
+    that only the synapses are differentiated. Every method keeps the state's dtype. At rest
+    z = x − b = I − ∂E_s/∂g, whatever b is: a trainable threshold is a
+    [`hopfield_layers.BiasSynapse`][]. As for a layer, `jax.jit(ham.energy)` fails: write
+    `equinox.filter_jit(ham.energy)`.
 
     **Arguments:**
 
     - `layers`: a dict of [`hopfield_layers.Layer`][]s by name.
-    - `synapses`: a dict of synapses by name: [`hopfield_layers.AbstractSynapse`][]s, objects with a
-        method `energy`, or callables; the latter two return the energy, −A.
-    - `connections`: a list of `((layer, ...), synapse)` by name. A synapse may serve several, and
-        their weights are then shared. A third entry names the connection; by default it is
-        `"synapse(layer, ...)"`.
+    - `synapses`: a dict by name of [`hopfield_layers.AbstractSynapse`][]s, and of objects with a
+        method `energy` or callables, both of which return the energy, −A.
+    - `connections`: a list of `((layer, ...), synapse)` by name, with a name of the connection as
+        an optional third entry, by default `"synapse(layer, ...)"`. A synapse that serves several
+        shares its weights.
 
-    **Raises:** `TypeError` for something that is not a layer or synapse; `ValueError` for
-    connections with unknown names, or the same name, or whose synapse doesn't take the layers'
-    activations or doesn't return a real scalar; every method, for a state with missing, unknown or
-    misshapen entries or with different batch axes.
+    **Raises:** `TypeError` for something that is not a layer or synapse; `ValueError` for a
+    connection with an unknown name or another's name, or whose synapse doesn't give a real scalar
+    of the activations; every method, for a state of other layers, shapes or batch axes.
 
-    Source: Krotov & Hopfield, arXiv:2008.06996; Krotov, "Hierarchical associative memory",
-    arXiv:2107.06446; Hoover et al., "A universal abstraction for hierarchical Hopfield networks"
-    (2022).
+    Source: Krotov, "Hierarchical associative memory", arXiv:2107.06446; Hoover et al., "A universal
+    abstraction for hierarchical Hopfield networks" (2022).
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> ham = hl.HAM(
-    ...     {"x": hl.IdentityLayer(6), "y": hl.SoftmaxLayer(4, tau=0.1)},
-    ...     {"W": hl.DenseSynapse((6, 4), key=jax.random.key(0), stdinit=1.0)},
-    ...     [(("x", "y"), "W")],
-    ... )
-    >>> ham
-    HAM with 27 parameters
-      layer x: LIdentity(), shape=(6,), tau=1.0
-      layer y: LSoftmax(beta=1.0), shape=(4,), tau=0.1
-      connection W(x, y): DenseSynapse
-    >>> rest = hl.relax(ham, ham.init_states(bs=5, rng=jax.random.key(1)))
-    >>> print(rest.energy.shape, bool(jnp.all(rest.converged)))
-    (5,) True
-
-    ```
+    Examples:
+        >>> ham = hl.HAM(
+        ...     {"x": hl.IdentityLayer(6), "y": hl.SoftmaxLayer(4, tau=0.1)},
+        ...     {"W": hl.DenseSynapse((6, 4), key=jax.random.key(0), stdinit=1.0)},
+        ...     [(("x", "y"), "W")],
+        ... )
+        >>> rest = hl.relax(ham, ham.init_states(bs=5, rng=jax.random.key(1)))
+        >>> print(rest.energy.shape, bool(jnp.all(rest.converged)))
+        (5,) True
     """
 
     layers: dict[str, Layer]
@@ -93,11 +79,12 @@ class HAM(AbstractEnergyModel):
         synapses: Mapping[str, SynapseLike],
         connections: Iterable[Sequence[str | Sequence[str]]],
     ):
-        _check_names("layers", layers)
-        _check_names("synapses", synapses)
+        for kind, items in (("layers", layers), ("synapses", synapses)):
+            if not isinstance(items, dict) or not all(isinstance(name, str) for name in items):
+                raise TypeError(f"Expected {kind} to be a dict by name, got {items!r}.")
         # Sorted, as JAX sorts the keys of dicts: the order of summation then never changes.
         self.layers = dict(sorted(layers.items()))
-        self.synapses = {name: _as_named_synapse(name, synapses[name]) for name in sorted(synapses)}
+        self.synapses = {name: as_synapse(name, synapses[name]) for name in sorted(synapses)}
         self.connections = tuple(map(_as_connection, connections))
         self._order = tuple(layers)
 
@@ -109,31 +96,22 @@ class HAM(AbstractEnergyModel):
                 raise TypeError(f"Expected layer {name!r} to be a Layer, got {layer!r}.")
         names = [connection.name for connection in self.connections]
         for connection in self.connections:
+            self._check(connection)
             if names.count(connection.name) > 1:
                 raise ValueError(
                     f"Two connections have the name {connection.name!r}: give one of them another, "
                     "((layer, ...), synapse, name)."
                 )
-            self._check(connection)
 
     def _check(self, connection: Connection) -> None:
         """Raises an error unless the connection's synapse gives an energy of its layers."""
         label = f"Connection {connection.name!r}"
-        for kind, known, names in (
-            ("layer", self.layers, connection.layers),
-            ("synapse", self.synapses, (connection.synapse,)),
-        ):
-            unknown = [name for name in names if name not in known]
-            if unknown:
-                raise ValueError(f"{label}: no {kind} {unknown[0]!r}, there are {list(known)}.")
+        _check_known(f"{label}: no layer", connection.layers, self._order)
+        _check_known(f"{label}: no synapse", (connection.synapse,), tuple(self.synapses))
         shapes = {name: self.layers[name].shape for name in connection.layers}
-        synapse = self.synapses[connection.synapse]
-
-        def energy_of_zeros():
-            return synapse.energy(*(self.layers[name].init_state() for name in connection.layers))
-
+        gs = [jax.eval_shape(self.layers[name].init_state) for name in connection.layers]
         try:
-            energy = jax.eval_shape(energy_of_zeros)
+            energy = jax.eval_shape(self.synapses[connection.synapse].energy, *gs)
         except Exception as error:
             raise ValueError(
                 f"{label}: the synapse doesn't take the activations of layers of shapes {shapes}: "
@@ -173,9 +151,7 @@ class HAM(AbstractEnergyModel):
 
     def coupled(self, held: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
         """The units whose activation depends on a unit of `held`, which may leave out layers."""
-        unknown = [name for name in held if name not in self.layers]
-        if unknown:
-            raise ValueError(f"no layer {unknown[0]!r}, there are {list(self._order)}.")
+        _check_known("no layer", held, self._order)
         return {name: self.layers[name].coupled(mask) for name, mask in held.items()}
 
     def init_states(
@@ -183,10 +159,8 @@ class HAM(AbstractEnergyModel):
     ) -> State:
         """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""
         keys = [None] * len(self.layers) if rng is None else jr.split(rng, len(self.layers))
-        return {
-            name: layer.init_state(bs, key)
-            for (name, layer), key in zip(self.layers.items(), keys, strict=True)
-        }
+        pairs = zip(self.layers.items(), keys, strict=True)
+        return {name: layer.init_state(bs, key) for (name, layer), key in pairs}
 
     def _checked(self, xs: NamedArrays) -> State:
         """The states as arrays, or an error if they are not those of the layers."""
@@ -231,23 +205,20 @@ class HAM(AbstractEnergyModel):
         return {name: layer._drive(xs[name]) + slopes[name] for name, layer in self.layers.items()}
 
     def _connection_energies(self, gs: State) -> dict[str, Array]:
-        return {
-            connection.name: pure_energy(self.synapses[connection.synapse])(
-                *(gs[name] for name in connection.layers)
-            )
-            for connection in self.connections
-        }
+        energies = {}
+        for layers, synapse, name in self.connections:
+            energies[name] = pure_energy(self.synapses[synapse])(*(gs[layer] for layer in layers))
+        return energies
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)))
         lines = [f"HAM with {count:,} parameters"]
-        for name in sorted(self.layers, key=self._order.index):
+        for name in self._order:
             layer = self.layers[name]
             numbers = f"shape={layer.shape}, tau={pformat(layer.tau)}"
             lines.append(f"layer {name}: {pformat(layer.lagrangian)}, {numbers}")
-        for connection in self.connections:
-            kind = type(self.synapses[connection.synapse]).__name__
-            lines.append(f"connection {connection.name}: {kind}")
+        for _, synapse, name in self.connections:
+            lines.append(f"connection {name}: {type(self.synapses[synapse]).__name__}")
         return "\n  ".join(lines)
 
 
@@ -255,16 +226,10 @@ def _in_dtypes_of(states: State, results: State) -> State:
     return {name: result.astype(states[name].dtype) for name, result in results.items()}
 
 
-def _check_names(kind: str, items: object) -> None:
-    if not isinstance(items, dict) or not all(isinstance(name, str) for name in items):
-        raise TypeError(f"Expected {kind} to be a dict by name, got {items!r}.")
-
-
-def _as_named_synapse(name: str, synapse: SynapseLike) -> HasEnergy:
-    try:
-        return as_synapse(synapse)
-    except TypeError as error:
-        raise TypeError(f"Synapse {name!r}: {error}") from error
+def _check_known(error: str, names: Iterable[str], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{error} {name!r}, there are {list(known)}.")
 
 
 def _as_connection(entry: Sequence[str | Sequence[str]]) -> Connection:

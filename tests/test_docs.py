@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import hopfield_layers as hl
@@ -29,7 +30,8 @@ PUBLIC = [(hl, name) for name in hl.__all__] + [
 def test_docstring(module, name):
     documentation = inspect.getdoc(getattr(module, name))
     assert documentation
-    example = doctest.DocTestParser().get_doctest(documentation, {}, name, None, None)
+    names = {"hl": hl, "jax": jax, "jnp": jnp}  # as the package's docstring says
+    example = doctest.DocTestParser().get_doctest(documentation, names, name, None, None)
     assert example.examples
     with jax.enable_x64(False):
         options = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL

@@ -65,7 +65,7 @@ def test_make_layer_of_a_wrong_factory():
     with pytest.raises(ValueError, match=r"of the layer's names: \['tau'\]"):
         hl.make_layer(lambda tau: hl.LTanh())
     with pytest.raises(ValueError, match=r"can't be given \['beta'\] by name"):
-        hl.make_layer(lambda *beta: hl.LTanh(*beta))
+        hl.make_layer(lambda *beta: hl.LTanh(*beta))  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="constructor, got LTanh"):
         hl.make_layer(hl.LTanh())  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="gamma"):

@@ -63,8 +63,9 @@ def descent():
 
 @pytest.mark.parametrize("name", plotting.__all__)
 def test_docstring(name):
+    names = {"hl": hl, "jax": jax, "jnp": jnp}  # as the package's docstring says
     example = doctest.DocTestParser().get_doctest(
-        inspect.getdoc(getattr(plotting, name)) or "", {}, name, None, None
+        inspect.getdoc(getattr(plotting, name)) or "", names, name, None, None
     )
     assert example.examples
     with jax.enable_x64(False):

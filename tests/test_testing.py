@@ -1,5 +1,6 @@
 """The laws reject every wrong model, each by the law that it breaks, and no right one."""
 
+import re
 import subprocess
 import sys
 
@@ -246,8 +247,8 @@ def test_a_report_of_a_wrong_lagrangian():
     assert not report.ok
     broken = [finding for finding in report.findings if finding.counterexample]
     assert [finding.law for finding in broken] == ["finite"]
-    # The simplest state at which it overflows.
-    assert "x = [1000.,    0.,    0.,    0.,    0.]" in str(report)
+    # The simplest states at which it overflows: which one depends on the random choices.
+    assert re.search(r"x = \[1000\.,( +0\.,?){4}\]|x = \[(1000\.(, )?){5}\]", str(report))
     html = report._repr_html_()
     assert html.count("<tr>") == 1 + len(report.findings)
     assert "BROKEN" in html

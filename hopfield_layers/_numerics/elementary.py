@@ -5,7 +5,8 @@
 - exp(t) leaves the range before scale·exp(t) does; scale·exp(t/2)·exp(t/2) doesn't.
 - Where two formulas meet, each gets the threshold in place of an argument of the other. XLA may
   evaluate the predicate differently in two fusions, so each is valid slightly past the threshold.
-- The errors are a few ulps of the result, times the condition number of the function.
+
+The errors are a few ulps of the result times the condition number.
 """
 
 import math
@@ -45,18 +46,6 @@ def scaled_exp(scale: Array, t: Array) -> Array:
     """scale·exp(t), infinite or zero only where the product is and not where exp(t) is."""
     half = jnp.exp(floored_exponent(t) / 2)
     return scale * half * half
-
-
-def scaled_cosh(beta: Array, z: Array) -> Array:
-    """cosh(βz)/β."""
-    return scaled_exp(1 / (2 * beta), beta * z) + scaled_exp(1 / (2 * beta), -beta * z)
-
-
-def scaled_cosh_conjugate(beta: Array, z: Array) -> Array:
-    """z·sinh(βz) − cosh(βz)/β."""
-    # With |z| for z only the first term can overflow.
-    z, inverse = magnitude(z), 1 / beta
-    return scaled_exp((z - inverse) / 2, beta * z) - scaled_exp((z + inverse) / 2, -beta * z)
 
 
 def power(base: Array, exponent: Array) -> Array:

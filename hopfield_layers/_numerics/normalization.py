@@ -18,8 +18,7 @@ larger of the largest |v| and √ε, and w = v/c,
   difference of two terms, so it is written out.
 - There is no `where` on data in the direction, so that XLA fuses it into one loop.
 
-The error of L, g and E is at most 5 ulps of the result times its condition number, as measured
-against mpmath.
+The errors are at most 5 ulps of the result times its condition number, measured against mpmath.
 """
 
 import math
@@ -31,11 +30,6 @@ from jax import lax
 from jaxtyping import Array
 
 
-def _constants(z, axis, centred):
-    """The factor by which z is multiplied first, and the number D of squares that are averaged."""
-    return (1 / 16, z.shape[axis]) if centred else (1.0, 1)
-
-
 class _Scaled(NamedTuple):
     """Rows as multiples of c: unit·v = cw and unit·√(mean v² + ε) = cs."""
 
@@ -43,11 +37,13 @@ class _Scaled(NamedTuple):
     s: Array
     c: Array
     root_share: Array  # √ε/√(mean v² + ε)
+    unit: float  # by which z is multiplied first
+    size: int  # D
 
 
 def _scaled(z, axis, eps, centred):
-    (unit, size), info = _constants(z, axis, centred), jnp.finfo(z.dtype)
-    v, root = unit * z, unit * math.sqrt(eps)
+    unit, size = (1 / 16, z.shape[axis]) if centred else (1.0, 1)
+    info, v, root = jnp.finfo(z.dtype), unit * z, unit * math.sqrt(eps)
     if centred:
         v = v - lax.stop_gradient(jnp.max(v, axis, keepdims=True, initial=-jnp.inf))
     # XLA divides by way of the reciprocal, which must not vanish.
@@ -60,7 +56,7 @@ def _scaled(z, axis, eps, centred):
         w = w - jnp.sum(w, axis, keepdims=True) / max(size, 1)
     squares = jnp.sum(jnp.square(w), axis, keepdims=True) / max(size, 1) + jnp.square(root / c)
     s = jnp.sqrt(jnp.maximum(squares, info.tiny))
-    return _Scaled(w, s, c, root / (c * s))
+    return _Scaled(w, s, c, root / (c * s), unit, size)
 
 
 @eqx.filter_custom_jvp
@@ -73,8 +69,7 @@ def direction(z: Array, axis: int, eps: float, centred: bool) -> Array:
 @direction.def_jvp
 def _direction_jvp(primals, tangents):
     (z, axis, _, centred), (dz, *_) = primals, tangents
-    w, s, c, root_share = _scaled(*primals)
-    unit, size = _constants(z, axis, centred)
+    w, s, c, root_share, unit, size = _scaled(*primals)
     dv = unit * dz
     for _ in range(2 if centred else 0):
         dv = dv - jnp.sum(dv / size, axis, keepdims=True)
@@ -87,12 +82,11 @@ def _direction_jvp(primals, tangents):
 
 def norm_value(z: Array, gamma: Array, delta: Array, axis: int, eps: float, centred: bool) -> Array:
     """Σ_rows Dγ√(mean v² + ε) + Σ δ·z, whose terms may leave the range though it doesn't."""
-    scaled = _scaled(z, axis, eps, centred)
-    unit, size = _constants(z, axis, centred)
-    norms = size * gamma * scaled.s
+    _, s, c, _, unit, size = _scaled(z, axis, eps, centred)
+    norms = size * gamma * s
 
     def total(scale):
-        return jnp.sum(norms * (scaled.c / scale / unit)) + jnp.sum(delta * (z / scale))
+        return jnp.sum(norms * (c / scale / unit)) + jnp.sum(delta * (z / scale))
 
     # The power of 2 below the largest |z|, so that scaling is exact; its reciprocal is in range.
     info = jnp.finfo(z.dtype)
@@ -104,6 +98,5 @@ def norm_value(z: Array, gamma: Array, delta: Array, axis: int, eps: float, cent
 
 def norm_energy(z: Array, gamma: Array, axis: int, eps: float, centred: bool) -> Array:
     """−Σ_rows Dγε/√(mean v² + ε)."""
-    root_share = _scaled(z, axis, eps, centred).root_share
-    _, size = _constants(z, axis, centred)
-    return jnp.sum(-size * math.sqrt(eps) * gamma * root_share)
+    scaled = _scaled(z, axis, eps, centred)
+    return jnp.sum(-scaled.size * math.sqrt(eps) * gamma * scaled.root_share)

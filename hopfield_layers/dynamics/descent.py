@@ -23,39 +23,29 @@ def energy_descent(
 ) -> diffrax.AbstractStepSizeController:
     """Rejects every step on which the energy rises, and makes it shorter: E(x₁) ≤ E(x₀).
 
-    Descent then holds on the accepted steps by construction, for every solver and for constant
-    steps of any size. Where E(x₁) − E(x₀) drowns in the rounding of E, its sign is that of
-    ½ Σ (u₀ + u₁)(g₁ − g₀), which doesn't cancel; if that is below rounding too, the step is
-    accepted, so that no step is rejected for ever. A step costs one evaluation of the energy, and
-    one of ∂E/∂g and g where the solver doesn't end its steps with these.
+    Descent then holds by construction, for every solver and for constant steps of any size. Where
+    E(x₁) − E(x₀) drowns in the rounding of E, its sign is that of ½ Σ (u₀ + u₁)(g₁ − g₀), which
+    doesn't cancel; if that is below rounding too, the step is accepted, so that none is rejected
+    for ever. A step costs one evaluation of E, and of ∂E/∂g and g unless it ends with them.
 
     **Arguments:**
 
-    - `controller`: any diffrax step size controller, adaptive or constant. Constant steps become
-        shorter where they must, and return to multiples of dt0.
+    - `controller`: any of diffrax. Constant steps return to multiples of dt0 after shorter ones.
     - `model`: the model that is solved. In your own `diffrax.diffeqsolve` its
         [`hopfield_layers.EnergyFlow`][] if there are inputs; they must not depend on t.
 
-    **Returns:** a step size controller for `diffrax.diffeqsolve`, [`hopfield_layers.solve`][] and
-    [`hopfield_layers.relax`][], for t1 > t0.
+    **Returns:** a step size controller of diffrax, for t1 > t0.
 
-    **Raises:** `TypeError` if the arguments are not as above; `ValueError` for inputs that depend
-    on t.
+    **Raises:** `TypeError` or `ValueError` if the arguments are not as above.
 
-    ```python
-    >>> import diffrax
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layer = hl.IdentityLayer(2)
-    >>> constant = hl.energy_descent(diffrax.ConstantStepSize(), layer)
-    >>> solution = hl.solve(  # Euler's steps of 100 τ lead uphill, to E = 1e4
-    ...     layer, jnp.ones(2), 200.0, dt0=100.0, solver=diffrax.Euler(),
-    ...     stepsize_controller=constant,
-    ... )
-    >>> print(bool(layer.energy(solution.ys[-1]) <= layer.energy(jnp.ones(2))))
-    True
-
-    ```
+    Examples:
+        >>> import diffrax
+        >>> layer = hl.IdentityLayer(2)
+        >>> euler = {"solver": diffrax.Euler(), "dt0": 100.0}  # which alone leads to E = 1e4
+        >>> constant = hl.energy_descent(diffrax.ConstantStepSize(), layer)
+        >>> solution = hl.solve(layer, jnp.ones(2), 200.0, stepsize_controller=constant, **euler)
+        >>> print(bool(layer.energy(solution.ys[-1]) <= layer.energy(jnp.ones(2))))
+        True
     """
     check_tools(None, controller)
     field = model if isinstance(model, EnergyFlow) else EnergyFlow(model)
@@ -138,20 +128,17 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
         )
         if not isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController):
             # A step that was shortened only counts once it has reached its intended end.
-            arrived = t1 >= state.end
             next_t0 = t1
-            end, inner = tree_where(arrived, (end, inner), (state.end, state.inner))
+            end, inner = tree_where(t1 >= state.end, (end, inner), (state.end, state.inner))
         after = step_end(self.field, t1, y1_candidate) if after is None else after
         falls = _energy_falls(y0, state.start, y1_candidate, after)
-        uphill = keep & ~falls
-        end, inner = tree_where(uphill, (state.end, state.inner), (end, inner))
-        next_t0 = jnp.where(uphill, t0, next_t0)
-        keep = keep & falls
+        uphill, keep = keep & ~falls, keep & falls
+        before = t0, state.end, state.inner
+        next_t0, end, inner = tree_where(uphill, before, (next_t0, end, inner))
         longest = jnp.where(keep, 2 * state.longest, state.longest)
         longest = jnp.where(uphill, (t1 - t0) / 4, longest)
-        next_t1 = jnp.minimum(end, next_t0 + longest)
         state = _DescentState(tree_where(keep, after, state.start), inner, end, longest)
-        return keep, next_t0, next_t1, made_jump, state, result
+        return keep, next_t0, jnp.minimum(end, next_t0 + longest), made_jump, state, result
 
 
 class _ConstantDescent(_AbstractDescent):

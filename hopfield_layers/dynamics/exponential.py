@@ -8,10 +8,10 @@ import diffrax
 import jax
 import jax.numpy as jnp
 from equinox.internal import ω
-from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree, Real
+from jaxtyping import Array, PyTree
 
 from .._numerics.phi_functions import phi_functions, PhiFunctions
+from ..model import AbstractEnergyModel
 from .flow import BoundedFlow, EnergyFlow, time_constants
 
 
@@ -41,9 +41,8 @@ def _phi(z: Any) -> PhiFunctions:
 
 
 class AbstractExponential(diffrax.AbstractAdaptiveSolver):
-    """dx/dt = (T(x) − x)/τ with the leak −x/τ solved exactly.
-
-    A method only approximates how T, the state that the leak heads for, changes during a step.
+    """dx/dt = (T(x) − x)/τ with the leak −x/τ solved exactly: a method only approximates how T, the
+    state that the leak heads for, changes during a step.
     """
 
     term_structure: ClassVar = diffrax.AbstractTerm
@@ -58,25 +57,25 @@ class AbstractExponential(diffrax.AbstractAdaptiveSolver):
 
     def init(self, terms, t0, t1, y0, args):
         """τ dx/dt at t₀, with which the first step begins."""
-        return _force(terms, t0, y0)
+        _, force = _model_and_force(terms)
+        return force(t0, y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """A step, which ends with τ dx/dt at t₁ for the next to begin with."""
+        model, force = _model_and_force(terms)
         f0 = solver_state
         if made_jump is not False:
-            f0 = jax.lax.cond(made_jump, lambda: _force(terms, t0, y0), lambda: solver_state)
-        x, h = y0**ω, terms.contr(t0, t1)
-        _, field, _ = _flow(terms, t0)
-        tau = time_constants(field.model, y0) ** ω
+            f0 = jax.lax.cond(made_jump, lambda: force(t0, y0), lambda: solver_state)
+        x, h, tau = y0**ω, terms.contr(t0, t1), time_constants(model, y0) ** ω
 
         def pull(fraction, y):
-            return (y - x) + _force(terms, t0 + fraction * (t1 - t0), y.ω) ** ω
+            return (y - x) + force(t0 + fraction * (t1 - t0), y.ω) ** ω
 
         z = tau.call(lambda tau: h / tau)
         x1, coefficients, error = self._stages(x, z, f0**ω, pull)
-        f1 = _force(terms, t1, x1.ω)
+        f1 = force(t1, x1.ω)
         # Backwards in time h is negative, while t₁ − t₀ is positive.
-        signed = tau.call(lambda tau: tau * jnp.where(h < 0, -1, 1).astype(tau.dtype))
+        signed = tau.call(lambda tau: jnp.where(h < 0, -tau, tau))
         dense = {"x0": y0, "tau": signed.ω, "coefficients": tuple(c.ω for c in coefficients)}
         return x1.ω, error((x1 - x) + f1**ω).ω, dense, f1, diffrax.RESULTS.successful
 
@@ -91,27 +90,21 @@ class ETD2RK(AbstractExponential):
     in the leak −(x − b)/τ with each layer's own τ, however large the step. h ≫ τ turns a into the
     point T(x₀) = x₀ + τ dx/dt that the leak heads for, the update of a modern Hopfield network, and
     x₁ into T(T(x₀)). Here φ₁(z) = (eᶻ − 1)/z and φ₂(z) = (eᶻ − 1 − z)/z². Two evaluations of dx/dt
-    a step. x₁ − a, the distance to the embedded first-order method, is the error estimate, and the
-    dense output is the method's own, of second order.
+    a step. The error estimate is x₁ − a, and the dense output is of second order.
 
     It suits [`hopfield_layers.relax`][], which asks where a trajectory ends; for how it gets there
-    use [`hopfield_layers.ETD4RK`][]. In `diffrax.diffeqsolve` the term must be
-    `diffrax.ODETerm(EnergyFlow(model, "activation"))`.
+    use [`hopfield_layers.ETD4RK`][].
 
-    **Raises:** `ValueError` for any other term.
+    **Raises:** `ValueError` for terms but `diffrax.ODETerm(EnergyFlow(model, "activation"))`.
 
     Source: Cox & Matthews, "Exponential time differencing for stiff systems", J. Comput. Phys. 176
     (2002), equations 21 and 22.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layer = hl.TanhLayer(2, tau=jnp.array([1e-3, 1.0]))
-    >>> solution = hl.solve(layer, jnp.ones(2), 1.0, flow="activation", solver=hl.ETD2RK())
-    >>> print(solution.ys[-1].round(5))  # exp(−t1/τ)
-    [0.      0.36788]
-
-    ```
+    Examples:
+        >>> layer = hl.TanhLayer(2, tau=jnp.array([1e-3, 1.0]))
+        >>> solution = hl.solve(layer, jnp.ones(2), 1.0, flow="activation", solver=hl.ETD2RK())
+        >>> print(solution.ys[-1].round(5))  # exp(−t1/τ)
+        [0.      0.36788]
     """
 
     def order(self, terms):
@@ -147,15 +140,11 @@ class ETD4RK(AbstractExponential):
     (2005); for the embedding in x₁, Whalen, Brio & Moloney, "Exponential time-differencing with
     embedded Runge–Kutta adaptive step control", J. Comput. Phys. 280 (2015).
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layer = hl.TanhLayer(2, tau=jnp.array([1e-3, 1.0]))
-    >>> solution = hl.solve(layer, jnp.ones(2), 1.0, flow="activation", solver=hl.ETD4RK())
-    >>> print(solution.ys[-1].round(5))  # exp(−t1/τ)
-    [0.      0.36788]
-
-    ```
+    Examples:
+        >>> layer = hl.TanhLayer(2, tau=jnp.array([1e-3, 1.0]))
+        >>> solution = hl.solve(layer, jnp.ones(2), 1.0, flow="activation", solver=hl.ETD4RK())
+        >>> print(solution.ys[-1].round(5))  # exp(−t1/τ)
+        [0.      0.36788]
     """
 
     def order(self, terms):
@@ -180,23 +169,19 @@ class ETD4RK(AbstractExponential):
         return x1, (d0, bend, curve), error
 
 
-def _flow(terms: diffrax.AbstractTerm, t: Real[ArrayLike, ""]) -> tuple[Any, EnergyFlow, Any]:
-    """What gives the rates in a term that diffrax may have wrapped, its flow, and its time."""
-    while hasattr(terms, "term"):
-        t = t * getattr(terms, "direction", 1)
-        terms = terms.term  # pyright: ignore[reportAttributeAccessIssue]
-    outer: Any = getattr(terms, "vector_field", None)
-    field = outer.field if isinstance(outer, BoundedFlow) else outer
+def _model_and_force(terms: diffrax.AbstractTerm) -> tuple[AbstractEnergyModel, Callable]:
+    """The model of a term that diffrax may have wrapped, and τ dx/dt as a function of t and x."""
+    direction = getattr(terms, "direction", 1)
+    rates: Any = getattr(getattr(terms, "term", terms), "vector_field", None)
+    field = rates.field if isinstance(rates, BoundedFlow) else rates
     if not isinstance(field, EnergyFlow) or field.flow != "activation":
         found = f'flow="{field.flow}"' if isinstance(field, EnergyFlow) else repr(field)
         raise ValueError(
             "Exponential solvers are for the activation flow: expected an EnergyFlow with "
             f'flow="activation", got {found}.'
         )
-    return outer, field, t
 
+    def force(t, x):
+        return rates.force(t * direction, x)  # which is finite where dx/dt overflows
 
-def _force(terms: diffrax.AbstractTerm, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
-    """τ dx/dt, which is finite where dx/dt overflows."""
-    rates, _, t = _flow(terms, t)
-    return rates.force(t, x)
+    return field.model, force

@@ -29,14 +29,14 @@ class EnergyFlow(eqx.Module):
     | `"activation"` | −u/τ | descent along −∂E/∂g (Krotov & Hopfield) |
 
     dE/dt = −‖H u‖²/τ and −uᵀH u/τ are never positive. H u is one Jacobian–vector product of the
-    activation. The units of `clamp` keep their values: their dx/dt is 0.
+    activation.
 
     **Arguments:**
 
     - `model`: an [`hopfield_layers.AbstractEnergyModel`][].
     - `flow`: `"state"` or `"activation"`.
-    - `clamp`: the units that are held: a tree of boolean masks with the structure and shapes of
-        the state, with or without its batch axes. That of a network may leave out layers.
+    - `clamp`: the units that keep their values, dx/dt = 0: a tree of boolean masks of the state's
+        structure and shapes, with or without its batch axes. It may leave out a network's layers.
     - `inputs`: the external input I, which adds −Σ I·g to the energy: a tree of arrays that
         broadcast to the state, or a function of t that returns one. It may leave out layers too.
 
@@ -44,25 +44,19 @@ class EnergyFlow(eqx.Module):
 
     **Raises:** `ValueError` for an unknown flow, for a mask that is not boolean or not a state of
     the model, and for one that, under the activation flow, holds some but not all of the units that
-    the Lagrangian couples (a part of a softmax's row, say), as the energy could then rise; when
-    called, if an input or a mask doesn't fit the state.
+    the Lagrangian couples (a part of a softmax's row, say); when called, if an input or a mask
+    doesn't fit the state.
 
-    ```python
-    >>> import diffrax
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> clamp = jnp.array([False, False, True])
-    >>> layer = hl.TanhLayer(3, tau=2.0)
-    >>> flow = hl.EnergyFlow(layer, flow="activation", clamp=clamp, inputs=jnp.ones(3))
-    >>> print(flow(0.0, jnp.array([0.0, 3.0, 2.0])))
-    [ 0.5 -1.   0. ]
-    >>> solution = diffrax.diffeqsolve(
-    ...     diffrax.ODETerm(flow), diffrax.Heun(), t0=0.0, t1=2.0, dt0=0.1, y0=jnp.zeros(3)
-    ... )
-    >>> print(solution.ys[-1].round(3))  # 1 − exp(−t1/τ)
-    [0.632 0.632 0.   ]
-
-    ```
+    Examples:
+        >>> import diffrax
+        >>> clamp = jnp.array([False, False, True])
+        >>> layer = hl.TanhLayer(3, tau=2.0)
+        >>> flow = hl.EnergyFlow(layer, flow="activation", clamp=clamp, inputs=jnp.ones(3))
+        >>> solution = diffrax.diffeqsolve(
+        ...     diffrax.ODETerm(flow), diffrax.Heun(), t0=0.0, t1=2.0, dt0=0.1, y0=jnp.zeros(3)
+        ... )
+        >>> print(solution.ys[-1].round(3))  # 1 − exp(−t1/τ)
+        [0.632 0.632 0.   ]
     """
 
     model: AbstractEnergyModel
@@ -93,8 +87,8 @@ class EnergyFlow(eqx.Module):
         """dx/dt, of the structure, shapes and dtypes of x."""
         x = jax.tree.map(as_float, x)
         wide = jax.tree.map(widened, x)
-        rate = jax.tree.map(jnp.divide, self.force(t, wide), time_constants(self.model, wide))
-        return jax.tree.map(lambda rate, x: rate.astype(x.dtype), rate, x)
+        force, tau = self.force(t, wide), time_constants(self.model, wide)
+        return jax.tree.map(lambda force, tau, x: (force / tau).astype(x.dtype), force, tau, x)
 
     # The formulas for a state x in float32 or wider.
 
@@ -111,17 +105,14 @@ class EnergyFlow(eqx.Module):
     def drive(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
         """u = ∂E/∂g − I."""
         u = self.model.dEdg(x)
-        if self.inputs is None:
-            return u
-        return jax.tree.map(jnp.subtract, u, self._inputs_at(t, x))
+        return u if self.inputs is None else jax.tree.map(jnp.subtract, u, self._inputs_at(t, x))
 
     def energy(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> Float[Array, "*batch"]:
         """E − Σ I·g, of the shape of the batch axes."""
         energy = self.model.energy(x)
         if self.inputs is None:
             return energy
-        g = self.model.activations(x)
-        work = jax.tree.map(jnp.multiply, self._inputs_at(t, x), g)
+        work = jax.tree.map(jnp.multiply, self._inputs_at(t, x), self.model.activations(x))
         return energy - sum_over_units(work, energy)
 
     def _inputs_at(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
@@ -139,26 +130,22 @@ def time_constants(model: AbstractEnergyModel, x: PyTree[Array]) -> PyTree[Array
 
 
 class BoundedFlow(eqx.Module):
-    """A flow whose rates are clipped, so that an adaptive solver may try it anywhere.
-
-    A trial step may go where dx/dt overflows, an exponential unit at x = 1000 say. A large finite
-    rate makes the controller reject the step, where ∞ − ∞ between two stages would leave it without
-    an error estimate.
+    """A flow with clipped rates: a finite rate, however large, makes the controller reject a step
+    where ∞ − ∞ between two stages would leave it without an error estimate.
     """
 
     field: EnergyFlow
 
     def __call__(self, t: Real[ArrayLike, ""], x: PyTree[Array], args: PyTree) -> PyTree[Array]:
-        """dx/dt, clipped."""
-        return jax.tree.map(_clipped, self.field(t, x, args))
+        return _clipped(self.field(t, x, args))
 
     def force(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
         """τ dx/dt, clipped."""
-        return jax.tree.map(_clipped, self.field.force(t, x))
+        return _clipped(self.field.force(t, x))
 
 
-def _clipped(rate: Array) -> Array:
-    return jnp.clip(rate, -max_rate(rate), max_rate(rate))
+def _clipped(rates: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda rate: jnp.clip(rate, -max_rate(rate), max_rate(rate)), rates)
 
 
 def max_rate(rate: Shaped[Array, "..."]) -> float:

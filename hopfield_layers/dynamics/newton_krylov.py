@@ -33,17 +33,13 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
 
     Source: Knoll & Keyes, "Jacobian-free Newton–Krylov methods", J. Comput. Phys. 193 (2004).
 
-    ```python
-    >>> import diffrax
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layer = hl.ExpLayer(1000)
-    >>> solver = diffrax.Kvaerno3(root_finder=hl.newton_krylov())
-    >>> solution = hl.solve(layer, jnp.full(1000, -2.0), 1e3, solver=solver)
-    >>> print(bool(abs(layer.energy(solution.ys[-1]) + 1000) < 0.01))
-    True
-
-    ```
+    Examples:
+        >>> import diffrax
+        >>> layer = hl.ExpLayer(1000)
+        >>> solver = diffrax.Kvaerno3(root_finder=hl.newton_krylov())
+        >>> solution = hl.solve(layer, jnp.full(1000, -2.0), 1e3, solver=solver)
+        >>> print(bool(abs(layer.energy(solution.ys[-1]) + 1000) < 0.01))
+        True
     """
     if restart < 1:
         raise ValueError(f"Expected a restart of 1 at least, got {restart}.")

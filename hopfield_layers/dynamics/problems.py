@@ -27,14 +27,14 @@ _T = TypeVar("_T")
 def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     """`equinox.filter_jit` of a function that is called with all its arguments by name.
 
-    `filter_jit` binds every argument to the signature and rebuilds every module of the result, in
-    Python and at each call. One tuple in and a list of leaves out pass in two thirds of that time.
+    `filter_jit` binds each argument to the signature and rebuilds each module of the result in
+    Python. One tuple in and a list of leaves out pass in two thirds of that time.
     """
     names = tuple(inspect.signature(fn).parameters)
 
     @eqx.filter_jit
     def compiled(arguments):
-        return jax.tree.flatten(fn(**dict(zip(names, arguments, strict=True))))
+        return jax.tree.flatten(fn(*arguments))
 
     @ft.wraps(fn)
     def call(**arguments):
@@ -54,30 +54,26 @@ class ProblemArguments(NamedTuple):
     inputs: Inputs
 
     def converted(self) -> "ProblemArguments":
-        """The arguments as a compiled program takes them.
-
-        Numbers become arrays, so that other numbers don't compile anew, and the clamp is checked
-        while its values are known.
+        """The arguments with their numbers as arrays, so that others don't compile anew, and the
+        clamp checked while its values are known.
         """
         x0, clamp, inputs = _as_arrays(self.x0), self.clamp, self.inputs
         if callable(inputs):
             inputs = with_array_floats(inputs, solve_dtype(x0))
-        elif inputs is not None:
+        else:
             inputs = _as_arrays(inputs)
         if clamp is not None:
-            EnergyFlow(self.model, self.flow)  # which checks the model and the flow first
             with jax.ensure_compile_time_eval():
                 masks = like_state(x0, clamp, "clamp")
-            clamp = Clamp(self.model, self.flow, masks)
+            clamp = EnergyFlow(self.model, self.flow, masks).clamp
         return self._replace(x0=x0, clamp=clamp, inputs=inputs)
 
 
 class InitialValueProblem(eqx.Module):
     """A flow and an x0 that fit each other, which is checked when a program is traced.
 
-    All arrays of x0 have one dtype, float32 or float64, in which the problem is solved. The clamp,
-    and the inputs unless they are a function of t, have the shapes of x0. The batch axes are those
-    of the model's energy.
+    The arrays of x0 have one dtype, float32 or float64. The clamp, and the inputs unless they are a
+    function of t, have the shapes of x0. The batch axes are those of the model's energy.
     """
 
     field: EnergyFlow
@@ -86,7 +82,6 @@ class InitialValueProblem(eqx.Module):
     dtype: np.dtype = eqx.field(static=True)
 
     def __init__(self, arguments: ProblemArguments):
-        """The problem of arguments that are converted."""
         model, x0, flow, clamp, inputs = arguments
         self.dtype = solve_dtype(x0)
         self.x0 = jax.tree.map(lambda x: as_float(x).astype(self.dtype), x0)
@@ -103,62 +98,52 @@ class InitialValueProblem(eqx.Module):
         self.batch = jax.eval_shape(model.energy, self.x0).shape
 
     def map(self, solve: Callable[[EnergyFlow, PyTree[Array]], _T]) -> _T:
-        """`solve(field, x0)` of every sample: the batch axes lead those of the result.
-
-        A batch without samples gives the same structure, dtypes and shapes.
-        """
-        field, inputs, shared = self.field, self.field.inputs, None
-        if callable(inputs):  # a function of t is the same for all samples
-            inputs, shared = None, inputs
+        """`solve(field, x0)` of every sample, if any: the batch axes lead those of the result."""
+        field = self.field
+        shared, inputs = (field.inputs, None) if callable(field.inputs) else (None, field.inputs)
+        arguments = (field.clamp, inputs, self.x0)
 
         def sample(clamp, inputs, x0):
-            inputs = shared if inputs is None else inputs
+            inputs = shared if inputs is None else inputs  # samples share a function of t
             return solve(EnergyFlow(field.model, field.flow, clamp, inputs), x0)
 
-        def zeros(batch, x):
-            if not hasattr(x, "shape"):
-                return x
-            return jnp.zeros(batch + x.shape[len(self.batch) :], x.dtype)
+        def zeros(x):
+            return jnp.zeros(self.batch + x.shape, x.dtype) if hasattr(x, "shape") else x
 
+        if 0 in self.batch:
+            one = jax.tree.map(lambda x: jnp.zeros(x.shape[len(self.batch) :], x.dtype), arguments)
+            return jax.tree.map(zeros, eqx.filter_eval_shape(sample, *one))
         for _ in self.batch:
             sample = eqx.filter_vmap(sample)
-        arguments = (field.clamp, inputs, self.x0)
-        if 0 not in self.batch:
-            return sample(*arguments)
-        one = jax.tree.map(ft.partial(zeros, (1,) * len(self.batch)), arguments)
-        return jax.tree.map(ft.partial(zeros, self.batch), eqx.filter_eval_shape(sample, *one))
+        return sample(*arguments)
 
 
-def _as_arrays(tree: StateLike) -> PyTree[AnyArray]:
+def _as_arrays(tree: StateLike | None) -> PyTree[AnyArray]:
     leaves, structure = jax.tree.flatten(tree)  # `jax.tree.map` takes several times as long
     return structure.unflatten([x if isinstance(x, AnyArray) else as_float(x) for x in leaves])
 
 
 def solve_dtype(x0: PyTree[AnyArray]) -> np.dtype:
     """float64 if a float of the state has it, or if integers become such, and float32 otherwise."""
-
-    def is_double(x):
-        return x.dtype == np.float64 or not jnp.issubdtype(x.dtype, jnp.inexact)
-
     leaves = jax.tree.leaves(x0)
     if not leaves:
         raise ValueError(f"Expected a state of one array at least, got {x0}.")
     x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    double = x64 and any(map(is_double, leaves))
-    return np.dtype(np.float64 if double else np.float32)
+    narrow = (jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype != np.float64 for x in leaves)
+    return np.dtype(np.float32 if not x64 or all(narrow) else np.float64)
 
 
-def check_tools(solver: object, controller: object) -> None:
-    """Raises an error unless these are a solver of ODEs and a controller of diffrax, or None."""
-    if not isinstance(controller, diffrax.AbstractStepSizeController | None):
-        raise TypeError(
-            "Expected a step size controller of diffrax, diffrax.PIDController(rtol=1e-5, "
-            f"atol=1e-7) for instance, got {controller!r}."
-        )
-    if not isinstance(solver, diffrax.AbstractSolver | None):
-        raise TypeError(
-            f"Expected a solver of diffrax, diffrax.Tsit5() for instance, got {solver!r}."
-        )
+def check_tools(solver: object, controller: object, saveat: object = None) -> None:
+    """Raises an error unless these are of diffrax, and the solver one of ODEs, or None."""
+    controllers = diffrax.AbstractStepSizeController
+    example = "a step size controller of diffrax, diffrax.PIDController(rtol=1e-5, atol=1e-7)"
+    for tool, kind, expected in (
+        (controller, controllers, example),
+        (solver, diffrax.AbstractSolver, "a solver of diffrax, diffrax.Tsit5()"),
+        (saveat, diffrax.SaveAt, "saveat to be a diffrax.SaveAt, diffrax.SaveAt(ts=...)"),
+    ):
+        if not isinstance(tool, kind | None):
+            raise TypeError(f"Expected {expected} for instance, got {tool!r}.")
     terms = getattr(solver, "term_structure", diffrax.AbstractTerm)
     terms = typing.get_origin(terms) or terms
     if isinstance(terms, type) and not issubclass(terms, diffrax.MultiTerm):
@@ -183,13 +168,12 @@ def check_adaptive(solver: diffrax.AbstractSolver, controller: object) -> None:
 
 
 def check_values(x0: PyTree[Array], errors: dict[str, Bool[Array, ""]]) -> PyTree[Array]:
-    """`x0`, or at run time the first of the errors that is true, and that of x0 before all others.
-
-    All are one check, because each calls Python from the compiled program.
-    """
-    not_finite = [jnp.any(~jnp.isfinite(x)) for x in jax.tree.leaves(x0)]
-    errors = {_NOT_FINITE: jnp.any(jnp.array(not_finite))} | errors
+    """`x0`, or at run time the first of the errors that is true, and before them that of x0."""
+    not_finite = jnp.array([jnp.any(~jnp.isfinite(x)) for x in jax.tree.leaves(x0)])
+    message = "Expected a finite x0, got NaN or infinite entries."
+    errors = {message: jnp.any(not_finite)} | errors
     failed = jnp.array(list(errors.values()))
+    # One check of all, because each calls Python from the compiled program.
     return eqx.branched_error_if(x0, jnp.any(failed), jnp.argmax(failed), list(errors))
 
 
@@ -197,11 +181,9 @@ def raise_if_not_finite(x0: StateLike) -> None:
     """Raises an error with the numbers if x0 is known not to be finite."""
     for x in jax.tree.leaves(x0):
         if not isinstance(x, Tracer) and (count := int(jnp.sum(~jnp.isfinite(x)))) > 0:
-            entries = f"{count} NaN or infinite of {jnp.size(x)} entries"
-            raise ValueError(f"Expected a finite x0, got {entries}.") from None
-
-
-_NOT_FINITE = "Expected a finite x0, got NaN or infinite entries."
+            raise ValueError(
+                f"Expected a finite x0, got {count} NaN or infinite of {jnp.size(x)} entries."
+            ) from None
 
 
 def as_scalar(number: ArrayLike | None, dtype: DTypeLike) -> Any:
@@ -210,11 +192,9 @@ def as_scalar(number: ArrayLike | None, dtype: DTypeLike) -> Any:
 
 
 def with_array_floats(options: PyTree[Any], dtype: DTypeLike) -> PyTree[Any]:
-    """Options with their floats as arrays, which are arguments of a compiled program and not a part
-    of it: other tolerances then don't compile anew.
-    """
+    """Options with their floats as arrays, so that other tolerances don't compile anew."""
     leaves, structure = jax.tree.flatten(options)
-    is_float = (float, np.floating)
+    floats = (float, np.floating)
     return structure.unflatten(
-        [np.asarray(x, dtype) if isinstance(x, is_float) else x for x in leaves]
+        [np.asarray(x, dtype) if isinstance(x, floats) else x for x in leaves]
     )

@@ -35,14 +35,10 @@ class Relaxation(eqx.Module):
 
     x and the energy have derivatives; those of the others are 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> rest = hl.relax(hl.TanhLayer(3), jnp.ones((5, 3)))
-    >>> print(rest.x.shape, rest.energy.shape, bool(rest.residual.max() < 1e-4))
-    (5, 3) (5,) True
-
-    ```
+    Examples:
+        >>> rest = hl.relax(hl.TanhLayer(3), jnp.ones((5, 3)))
+        >>> print(rest.x.shape, rest.energy.shape, bool(rest.residual.max() < 1e-4))
+        (5, 3) (5,) True
     """
 
     x: PyTree[Array]
@@ -115,18 +111,13 @@ def relax(
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> layer = hl.TanhLayer(3, bias=jnp.array([1.0, 2.0, 3.0]))
-    >>> rest = hl.relax(layer, jnp.zeros((5, 3)))
-    >>> print(rest.x[0], rest.converged)
-    [1. 2. 3.] [ True  True  True  True  True]
-    >>> print(jax.grad(lambda I: hl.relax(layer, jnp.zeros(3), inputs=I).x.sum())(jnp.ones(3)))
-    [1. 1. 1.]
-
-    ```
+    Examples:
+        >>> layer = hl.TanhLayer(3, bias=jnp.array([1.0, 2.0, 3.0]))
+        >>> rest = hl.relax(layer, jnp.zeros((5, 3)))
+        >>> print(rest.x[0], rest.converged)
+        [1. 2. 3.] [ True  True  True  True  True]
+        >>> print(jax.grad(lambda I: hl.relax(layer, jnp.zeros(3), inputs=I).x.sum())(jnp.ones(3)))
+        [1. 1. 1.]
     """
     if callable(inputs):
         raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")

@@ -48,24 +48,21 @@ def solve(
 ) -> diffrax.Solution:
     """Integrates τ dx/dt = −∂E/∂x, or −∂E/∂g, from x0 at t0 to t1.
 
-    The first call compiles; further ones with other values (of x0, times, parameters, inputs,
-    tolerances) and the same shapes do not. Functions are compared by identity, so a new lambda
-    compiles again.
+    The first call compiles; others with the same shapes and other values (of x0, times, parameters,
+    inputs, tolerances) do not. Functions are compared by identity: a new lambda compiles again.
 
     **Arguments:**
 
     - `model`: a [`hopfield_layers.Layer`][] or any [`hopfield_layers.AbstractEnergyModel`][].
-    - `x0`: the state at t0. With batch axes it is solved sample by sample, each with its own step
-        sizes. Integers become floats, and float16 and bfloat16 become float32.
+    - `x0`: the state at t0, which is solved in float32 at least. Batch axes are allowed; each
+        sample then has its own step sizes.
     - `t1`, `t0`: the end and the start, t1 > t0, in the units of τ.
     - `dt0`: the first step, by default the controller's choice; constant steps need it.
     - `flow`: `"state"` or `"activation"`, see [`hopfield_layers.EnergyFlow`][].
     - `clamp`: the units that keep their values: a tree of boolean masks that broadcast to x0.
-    - `inputs`: the external input I: a tree of arrays that broadcast to x0, or a function of t that
-        returns one for a single sample.
+    - `inputs`: the external input I, which broadcasts to x0, or a function of t for one sample.
     - `solver`: any diffrax solver of a single `ODETerm`. By default `diffrax.Tsit5()`.
-    - `stepsize_controller`: any of diffrax. By default `diffrax.PIDController(rtol=1e-5,
-        atol=1e-7)`; `diffrax.ConstantStepSize()` takes steps of dt0.
+    - `stepsize_controller`: any of diffrax, by default `PIDController(rtol=1e-5, atol=1e-7)`.
     - `saveat`: what to save. By default the end, `diffrax.SaveAt(t1=True)`.
     - `max_steps`: the most steps to take.
     - `options`: `event`, `adjoint`, `throw`, `progress_meter` and so on of `diffrax.diffeqsolve`.
@@ -73,36 +70,27 @@ def solve(
     **Returns:** the `diffrax.Solution`, whose arrays begin with the batch axes of x0.
     `model.energy(solution.ys)` is the energy along it.
 
-    **Raises:** `ValueError` for t1 ≤ t0, for NaN or infinities in x0, for inputs that don't fit,
-    and for masks that don't or that, under the activation flow, split what a Lagrangian couples. If
-    an outer jit hides the values, they raise `equinox.EquinoxRuntimeError` instead. So do a state
-    or rate that leaves the range of the dtype, and a solver that fails, for instance by running out
-    of steps; `throw=False` suppresses both, and `Solution.result` tells of the latter.
-    With `EQX_ON_ERROR=nan` in the environment, errors at run time give NaN instead.
+    **Raises:** `ValueError` for t1 ≤ t0, for an x0 that is not finite, and for masks and inputs as
+    [`hopfield_layers.EnergyFlow`][]; where an outer jit hides the values, they raise
+    `equinox.EquinoxRuntimeError`. So do a state or rate beyond the range of the dtype, and a solver
+    that fails, for instance by running out of steps; `throw=False` suppresses both, and
+    `Solution.result` tells of the latter. With `EQX_ON_ERROR=nan` in the environment, errors at run
+    time give NaN instead.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layer = hl.ExpLayer(3)
-    >>> solution = hl.solve(layer, jnp.array([[0.5, -0.5, 1.0], [2.0, 0.0, -1.0]]), t1=100.0)
-    >>> print(solution.ys.shape, layer.energy(solution.ys[:, -1]))
-    (2, 1, 3) [-3. -3.]
-
-    ```
+    Examples:
+        >>> layer = hl.ExpLayer(3)
+        >>> solution = hl.solve(layer, jnp.array([[0.5, -0.5, 1.0], [2.0, 0.0, -1.0]]), t1=100.0)
+        >>> print(solution.ys.shape, layer.energy(solution.ys[:, -1]))
+        (2, 1, 3) [-3. -3.]
     """
-    problems.check_tools(solver, stepsize_controller)
+    problems.check_tools(solver, stepsize_controller, saveat)
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
-    if saveat is not None and not isinstance(saveat, diffrax.SaveAt):
-        raise TypeError(
-            f"Expected saveat to be a diffrax.SaveAt, diffrax.SaveAt(ts=...) for instance, got "
-            f"{saveat!r}."
-        )
     dtype = problems.solve_dtype(arguments.x0)
-    start, end, dt0 = (problems.as_scalar(number, dtype) for number in (t0, t1, dt0))
+    start, end, _ = times = [problems.as_scalar(number, dtype) for number in (t0, t1, dt0)]
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
     try:
-        return _solve(arguments=arguments, t0=start, t1=end, dt0=dt0, max_steps=max_steps, **tools)
+        return _solve(arguments=arguments, times=times, max_steps=max_steps, **tools)
     except eqx.EquinoxRuntimeError:
         problems.raise_if_not_finite(arguments.x0)
         known = not isinstance(start, Tracer) and not isinstance(end, Tracer)
@@ -112,11 +100,10 @@ def solve(
 
 
 @problems.flat_jit
-def _solve(arguments, t0, t1, dt0, max_steps, solver, controller, saveat, options):
+def _solve(arguments, times, max_steps, solver, controller, saveat, options):
     """The solution, with everything checked that shapes and types tell."""
     problem = InitialValueProblem(arguments)
-    t0, t1 = jnp.asarray(t0, problem.dtype), jnp.asarray(t1, problem.dtype)
-    dt0 = None if dt0 is None else jnp.asarray(dt0, problem.dtype)
+    t0, t1, dt0 = jax.tree.map(lambda t: jnp.asarray(t, problem.dtype), times)
     if t0.shape != () or t1.shape != ():
         raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {t0.shape} and {t1.shape}.")
     solver = diffrax.Tsit5() if solver is None else solver
@@ -128,24 +115,20 @@ def _solve(arguments, t0, t1, dt0, max_steps, solver, controller, saveat, option
     if constant and dt0 is None:
         raise ValueError("Constant steps need their size, dt0.")
     throw = options.get("throw", True)
-    options = options | {"saveat": saveat, "max_steps": max_steps}
 
     def solve_sample(field, x0):
         x0 = _check_start(field, x0, t0, t1, check_rates=throw and not constant)
         term = diffrax.ODETerm(field if constant else BoundedFlow(field))
         control = descend_along(field, controller)
-        solution = diffrax.diffeqsolve(
-            term, solver, t0, t1, dt0, x0, stepsize_controller=control, **options
-        )
+        tools = {"stepsize_controller": control, "saveat": saveat, "max_steps": max_steps}
+        solution = diffrax.diffeqsolve(term, solver, t0, t1, dt0, x0, **tools, **options)
         return _check_end(solution) if throw else solution
 
     return problem.map(solve_sample)
 
 
 def _check_start(field: EnergyFlow, x0: PyTree[Array], t0: Array, t1: Array, check_rates: bool):
-    """`x0`, or an error if it or the times are wrong, or if its rates are to be checked and one is
-    NaN, or so large that the controller would misjudge it.
-    """
+    """`x0`, or an error if it, the times, or rates that are to be checked are out of range."""
 
     def is_beyond(x, rate):
         # At the clipped rate such a unit still crosses |x| within the rounding of t1 − t0.

@@ -5,6 +5,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
@@ -20,7 +21,7 @@ class Clamp(eqx.Module):
     """Masks of the units that keep their values, which are checked here and nowhere else.
 
     Under the activation flow the energy may rise if a unit is held whose activation depends on one
-    that is free: such masks are an error. The state flow has no such limit.
+    that is free: such masks are an error.
     """
 
     held: Masks
@@ -40,23 +41,21 @@ class Clamp(eqx.Module):
 
     def dependent(self, model: AbstractEnergyModel) -> Masks:
         """The free units whose activation depends on a held one, by default on any in its array."""
-        shapes = jax.tree.map(lambda held: jax.ShapeDtypeStruct(held.shape, float), self.held)
+
+        def coupled_in_arrays(held):
+            x = jax.tree.map(lambda held: jax.ShapeDtypeStruct(held.shape, float), held)
+            batch = jax.eval_shape(model.energy, x).ndim
+            return jax.tree.map(
+                lambda held: jnp.any(held, tuple(range(batch, held.ndim)), keepdims=True), held
+            )
+
         try:
-            if callable(declared := getattr(model, "coupled", None)):
-                coupled = declared(self.held)
-            else:
-                batch = jax.eval_shape(model.energy, shapes).ndim
-
-                def any_of_array(held):
-                    return jnp.any(held, axis=tuple(range(batch, held.ndim)), keepdims=True)
-
-                coupled = jax.tree.map(any_of_array, self.held)
+            coupled = getattr(model, "coupled", coupled_in_arrays)(self.held)
             return jax.tree.map(lambda coupled, held: coupled & ~held, coupled, self.held)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             shapes = jax.tree.map(jnp.shape, self.held)
-            raise ValueError(
-                f"Expected clamp to be a state of the model, got {shapes}: {error}"
-            ) from error
+            message = f"Expected clamp to be a state of the model, got {shapes}: {error}"
+            raise ValueError(message) from error
 
 
 _SPLITS = (
@@ -69,11 +68,10 @@ _SPLITS = (
 
 def _as_mask(leaf: ArrayLike) -> Array:
     dtype = getattr(leaf, "dtype", type(leaf))
-    if dtype not in (bool, jnp.dtype(bool)):
-        name = dtype.__name__ if isinstance(dtype, type) else dtype.name
+    if dtype not in (bool, np.dtype(bool)):
         raise ValueError(
-            f"Expected clamp to be boolean, got {name}: a clamp is a tree of boolean masks of the "
-            "state's structure, True for the units that keep their values."
+            f"Expected clamp to be boolean, got {getattr(dtype, '__name__', dtype)}: a clamp is a "
+            "tree of boolean masks like the state, True for the units that keep their values."
         )
     return jnp.asarray(leaf)
 
@@ -81,18 +79,15 @@ def _as_mask(leaf: ArrayLike) -> Array:
 def like_state(
     x: PyTree[AnyArray], tree: StateLike | None, name: Literal["clamp", "inputs"]
 ) -> PyTree[Array]:
-    """A clamp, or inputs in the dtypes of the state x, in its structure and shapes.
-
-    A layer without a mask is free, and one without an input gets 0.
-    """
+    """A clamp, or inputs in x's dtypes, in its structure and shapes; layers left out get zeros."""
+    structure = jax.tree.structure(x)
     if isinstance(x, dict) and isinstance(tree, dict) and set(tree) < set(x):
-        missing = False if name == "clamp" else 0.0
-        tree = {key: tree.get(key, jax.tree.map(lambda _: missing, x[key])) for key in x}
-    if jax.tree.structure(tree) != jax.tree.structure(x):
-        layers = f"a dict of the layers {sorted(x)}" if isinstance(x, dict) else ""
+        tree = jax.tree.map(lambda _: False, x) | tree
+    if jax.tree.structure(tree) != structure:
+        expected = f"a dict of the layers {sorted(x)}" if isinstance(x, dict) else structure
         raise ValueError(
-            f"Expected {name} of the state's structure, {layers or jax.tree.structure(x)}, got "
-            f"a {type(tree).__name__}, {jax.tree.structure(tree)}."
+            f"Expected {name} of the state's structure, {expected}, got a {type(tree).__name__}, "
+            f"{jax.tree.structure(tree)}."
         )
 
     def fit(leaf, x):
@@ -103,7 +98,7 @@ def like_state(
 
 
 def sum_over_units(terms: PyTree[Array], like: Array) -> Array:
-    """The sum over all units of each sample, of the shape of the batch axes, which `like` has."""
+    """The sum over all units of each sample, of the shape of `like`, that of the batch axes."""
     sums = [jnp.sum(x, axis=tuple(range(like.ndim, x.ndim))) for x in jax.tree.leaves(terms)]
     return sum(sums, start=jnp.zeros_like(like))
 

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,14 +28,7 @@ FLOOR = {"above": 0.0}
 
 
 class AbstractLagrangian(eqx.Module):
-    """A convex scalar function L(x) of a state x of any shape.
-
-    | | |
-    |---|---|
-    | `lagrangian(x)` | L(x), a scalar |
-    | `lagrangian.activation(x)` | g = ∂L/∂x, of the shape of x |
-    | `lagrangian.energy(x)` | E = Σ x·g − L(x) = L*(g), a scalar ≥ −L(0) |
-    | `lagrangian.coupled_axes(ndim)` | the axes of x along which gᵢ depends on xⱼ, j ≠ i |
+    """A convex scalar function L(x) of a state x of any shape, g = ∂L/∂x, E = Σ x·g − L(x).
 
     A Lagrangian takes one state and no batch axes: [`hopfield_layers.Layer`][] adds them, and
     `jax.vmap` does so for bare Lagrangians. With arrays as parameters its methods are not hashable:
@@ -46,22 +40,18 @@ class AbstractLagrangian(eqx.Module):
     learning" (ICLR 2021), arXiv:2008.06996; Krotov, "Hierarchical associative memory",
     arXiv:2107.06446.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> class LQuartic(hl.AbstractLagrangian):
-    ...     def __call__(self, x):
-    ...         return jnp.sum(x**4) / 4
-    ...     def activation(self, x):
-    ...         return x**3
-    ...     def energy(self, x):
-    ...         return 3 * jnp.sum(x**4) / 4
-    ...     def coupled_axes(self, ndim):
-    ...         return ()
-    >>> print(hl.Layer(LQuartic(), 2).energy(jnp.array([1.0, 1.0])))
-    1.5
-
-    ```
+    Examples:
+        >>> class LQuartic(hl.AbstractLagrangian):
+        ...     def __call__(self, x):
+        ...         return jnp.sum(x**4) / 4
+        ...     def activation(self, x):
+        ...         return x**3
+        ...     def energy(self, x):
+        ...         return 3 * jnp.sum(x**4) / 4
+        ...     def coupled_axes(self, ndim):
+        ...         return ()
+        >>> print(hl.Layer(LQuartic(), 2).energy(jnp.array([1.0, 1.0])))
+        1.5
     """
 
     @abc.abstractmethod
@@ -97,8 +87,7 @@ class AbstractWideLagrangian(AbstractLagrangian):
     def __check_init__(self):
         for field in dataclasses.fields(self):
             if "above" in field.metadata:
-                value = getattr(self, field.name)
-                check_range(self, field.name, value, above=field.metadata["above"])
+                check_range(self, field.name, getattr(self, field.name), field.metadata["above"])
 
     @abc.abstractmethod
     def _value_terms(self, z: Array) -> Array:
@@ -114,10 +103,8 @@ class AbstractWideLagrangian(AbstractLagrangian):
 
     def _in_domain(self, dtype: DTypeLike):
         """The same Lagrangian with its scalar parameters in `dtype` and within their domains."""
+        within = self
         domains = {f.name: f.metadata for f in dataclasses.fields(self) if "floor" in f.metadata}
-        if not domains:
-            return self
-        scalars = []
         for name, domain in domains.items():
             scalar = getattr(self, name)
             if jnp.ndim(scalar) != 0:
@@ -126,8 +113,9 @@ class AbstractWideLagrangian(AbstractLagrangian):
                     "jax.vmap for a batch of parameters."
                 )
             floor = getattr(self, f"min_{name}", domain["floor"])
-            scalars.append(clipped(scalar.astype(dtype), floor, domain.get("ceiling", math.inf)))
-        return eqx.tree_at(lambda this: [getattr(this, name) for name in domains], self, scalars)
+            scalar = clipped(scalar.astype(dtype), floor, domain.get("ceiling", math.inf))
+            within = eqx.tree_at(operator.attrgetter(name), within, scalar)
+        return within
 
     def _value(self, z: Array) -> Array:
         return jnp.sum(self._in_domain(z.dtype)._value_terms(z))
@@ -194,9 +182,8 @@ def pformat(module: PyTree) -> str:
     """Equinox's representation with the numbers of scalar parameters shown."""
 
     def show(leaf):
-        scalar = eqx.is_array(leaf) and leaf.shape == () and eqx.is_inexact_array(leaf)
-        if not scalar or isinstance(leaf, Tracer):
-            return leaf
-        return float(str(np.asarray(leaf)))  # the shortest digits of its own dtype
+        if eqx.is_inexact_array(leaf) and leaf.shape == () and not isinstance(leaf, Tracer):
+            return float(str(np.asarray(leaf)))  # the shortest digits of its own dtype
+        return leaf
 
     return eqx.tree_pformat(jax.tree.map(show, module))

@@ -58,11 +58,10 @@ def as_lagrangian(
 ) -> AbstractLagrangian:
     """Makes a Lagrangian of a plain convex callable; a Lagrangian is returned as it is.
 
-    g = ∇fn(x) and E = Σ x·g − fn(x) come by automatic differentiation, and are as accurate as `fn`
-    and its derivative. In a callable that is a pytree (an `eqx.Module`, a `jax.tree_util.Partial`),
-    arrays are trainable parameters; floats are saved and loaded with them, and stay Python numbers
-    under `equinox.filter_jit`. A function is compared by identity, so a new lambda is compiled
-    again.
+    g = ∇fn(x) and E = Σ x·g − fn(x) come by automatic differentiation, as accurate as `fn` and its
+    derivative. In a callable that is a pytree (an `eqx.Module`, a `jax.tree_util.Partial`), arrays
+    are trainable parameters; floats are saved and loaded with them, and stay Python numbers under
+    `equinox.filter_jit`. A function is compared by identity, so a new lambda is compiled again.
 
     **Arguments:**
 
@@ -71,19 +70,15 @@ def as_lagrangian(
         `(-1,)` for a sum of terms per row. By default all of them, so that a clamp holds all units
         of a layer or none.
 
-    **Returns:** An [`hopfield_layers.AbstractLagrangian`][], a valid argument of `jax.jit`.
+    **Returns:** A [`hopfield_layers.AbstractLagrangian`][], a valid argument of `jax.jit`.
 
     **Raises:** `TypeError` if `fn` is not callable or a layer, or `coupled_axes` is no tuple of
     axes; `ValueError` when `fn` returns no real scalar or the state doesn't have the axes.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> huber = hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(1 + x**2)))
-    >>> print(hl.Layer(huber, 3).energy_bound())
-    -3.0
-
-    ```
+    Examples:
+        >>> huber = hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(1 + x**2)))
+        >>> print(hl.Layer(huber, 3).energy_bound())
+        -3.0
     """
     if isinstance(fn, AbstractLagrangian):
         if coupled_axes is not None:
@@ -104,10 +99,6 @@ def as_lagrangian(
         raise TypeError(
             f"Expected a tuple of axes, (0,) for instance, got {coupled_axes!r}."
         ) from None
-    return CallableLagrangian(*eqx.partition(fn, _is_leaf), axes)
-
-
-def _is_leaf(node: object) -> bool:
-    # `eqx.tree_serialise_leaves` saves floats that are leaves, and `eqx.filter_jit` doesn't trace
-    # them.
-    return eqx.is_array(node) or isinstance(node, float)
+    # `eqx.tree_serialise_leaves` saves floats that are leaves, `eqx.filter_jit` doesn't trace them.
+    parts = eqx.partition(fn, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, float))
+    return CallableLagrangian(*parts, axes)

@@ -5,11 +5,18 @@ from jaxtyping import Array
 
 from .._conversion import as_float
 from .._numerics import elementary, saturation
-from .._numerics.elementary import positive_part, scaled_exp
+from .._numerics.elementary import magnitude, positive_part, scaled_exp
 from .base import AbstractElementwise, FLOOR, POSITIVE
 
 
-class LExp(AbstractElementwise):
+class _AbstractExponential(AbstractElementwise):
+    """What the Lagrangians with β as their only parameter share."""
+
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+
+
+class LExp(_AbstractExponential):
     """L = Σ exp(βx)/β, g = exp(βx), E = Σ (x − 1/β) exp(βx) ≥ −N/β for N units.
 
     The units of a dense associative memory with exponential capacity; g overflows at βx = 88.7 in
@@ -23,16 +30,10 @@ class LExp(AbstractElementwise):
 
     **Raises:** `ValueError` if β ≤ 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LExp(beta=2.0).energy(0.0))
-    -0.5
-
-    ```
+    Examples:
+        >>> print(hl.LExp(beta=2.0).energy(0.0))
+        -0.5
     """
-
-    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
     def _value_terms(self, z):
         return scaled_exp(1 / self.beta, self.beta * z)
@@ -44,7 +45,7 @@ class LExp(AbstractElementwise):
         return scaled_exp(z - 1 / self.beta, self.beta * z)
 
 
-class LRexp(AbstractElementwise):
+class LRexp(_AbstractExponential):
     """L = Σ (exp(βx₊)/β − x₊), g = exp(βx₊) − 1, E = Σ (x₊ − 1/β) exp(βx₊) ≥ −N/β for N units.
 
     Rectified exponential units: as in [`hopfield_layers.LExp`][], with g = 0 for x ≤ 0.
@@ -56,16 +57,10 @@ class LRexp(AbstractElementwise):
 
     **Raises:** `ValueError` if β ≤ 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LRexp(beta=2.0).energy(-1.0))
-    -0.5
-
-    ```
+    Examples:
+        >>> print(hl.LRexp(beta=2.0).energy(-1.0))
+        -0.5
     """
-
-    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
     def _value_terms(self, z):
         z = positive_part(z)
@@ -79,7 +74,7 @@ class LRexp(AbstractElementwise):
         return scaled_exp(z - 1 / self.beta, self.beta * z)
 
 
-class LCosh(AbstractElementwise):
+class LCosh(_AbstractExponential):
     """L = Σ cosh(βx)/β, g = sinh(βx), E = Σ (g asinh g − √(1 + g²))/β ≥ −N/β for N units.
 
     **Arguments:**
@@ -89,28 +84,25 @@ class LCosh(AbstractElementwise):
 
     **Raises:** `ValueError` if β ≤ 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LCosh(beta=2.0).energy(0.0))
-    -0.5
-
-    ```
+    Examples:
+        >>> print(hl.LCosh(beta=2.0).energy(0.0))
+        -0.5
     """
 
-    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
-
     def _value_terms(self, z):
-        return elementary.scaled_cosh(self.beta, z)
+        scale = 1 / (2 * self.beta)
+        return scaled_exp(scale, self.beta * z) + scaled_exp(scale, -self.beta * z)
 
     def _activation_formula(self, z):
         return elementary.sinh(self.beta, z)
 
     def _energy_terms(self, z):
-        return elementary.scaled_cosh_conjugate(self.beta, z)
+        # With |z| for z only the first term can overflow.
+        z, inverse, beta = magnitude(z), 1 / self.beta, self.beta
+        return scaled_exp((z - inverse) / 2, beta * z) - scaled_exp((z + inverse) / 2, -beta * z)
 
 
-class LTanh(AbstractElementwise):
+class LTanh(_AbstractExponential):
     """L = Σ ln cosh(βx)/β, g = tanh(βx), E = Σ [(1+g) ln(1+g) + (1−g) ln(1−g)]/2β.
 
     The energy of N units lies between 0, at x = 0, and N ln 2/β. Source: Hopfield, "Neurons with
@@ -124,16 +116,10 @@ class LTanh(AbstractElementwise):
 
     **Raises:** `ValueError` if β ≤ 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LTanh().energy(1e30))
-    0.6931472
-
-    ```
+    Examples:
+        >>> print(hl.LTanh().energy(1e30))
+        0.6931472
     """
-
-    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
     def _value_terms(self, z):
         return saturation.log_cosh(self.beta, z)
@@ -158,12 +144,9 @@ class LSigmoid(AbstractElementwise):
 
     **Raises:** `ValueError` if β ≤ 0 or s ≤ 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LSigmoid(scale=3.0).activation(1e30))
-    3.0
-
-    ```
+    Examples:
+        >>> print(hl.LSigmoid(scale=3.0).activation(1e30))
+        3.0
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)

@@ -23,9 +23,10 @@ class _AbstractNorm(AbstractRowwise):
     """What the norms share: all but whether the mean is subtracted."""
 
     _centred: AbstractClassVar[bool]
-    gamma: eqx.AbstractVar[Array]
-    delta: eqx.AbstractVar[Array]
-    eps: eqx.AbstractVar[float]
+    gamma: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    delta: Array = eqx.field(default=0.0, converter=as_float, metadata=FINITE)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    eps: float = eqx.field(default=1e-5, converter=float, static=True, metadata=FINITE)
 
     def __check_init__(self):
         if self.eps < 0:
@@ -66,22 +67,14 @@ class LLayerNorm(_AbstractNorm):
 
     **Raises:** `ValueError` if γ ≤ 0 or ε < 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> hl.LLayerNorm()
-    LLayerNorm(gamma=1.0, delta=0.0, axis=-1, eps=1e-05)
-    >>> print(hl.LLayerNorm().activation(jnp.array([1e30, -1e30])))
-    [ 1. -1.]
-
-    ```
+    Examples:
+        >>> hl.LLayerNorm()
+        LLayerNorm(gamma=1.0, delta=0.0, axis=-1, eps=1e-05)
+        >>> print(hl.LLayerNorm().activation(jnp.array([1e30, -1e30])))
+        [ 1. -1.]
     """
 
     _centred: ClassVar[bool] = True
-    gamma: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    delta: Array = eqx.field(default=0.0, converter=as_float, metadata=FINITE)
-    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
-    eps: float = eqx.field(default=1e-5, converter=float, static=True, metadata=FINITE)
 
 
 class LSphericalNorm(_AbstractNorm):
@@ -99,17 +92,9 @@ class LSphericalNorm(_AbstractNorm):
 
     **Raises:** `ValueError` if γ ≤ 0 or ε < 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LSphericalNorm(eps=0.0).activation(jnp.array([3e30, 4e30])).round(6))
-    [0.6 0.8]
-
-    ```
+    Examples:
+        >>> print(hl.LSphericalNorm(eps=0.0).activation(jnp.array([3e30, 4e30])).round(6))
+        [0.6 0.8]
     """
 
     _centred: ClassVar[bool] = False
-    gamma: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    delta: Array = eqx.field(default=0.0, converter=as_float, metadata=FINITE)
-    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
-    eps: float = eqx.field(default=1e-5, converter=float, static=True, metadata=FINITE)

@@ -12,12 +12,9 @@ from .base import ABOVE_1, AbstractElementwise
 class LIdentity(AbstractElementwise):
     """L = ½ Σ x², g = x, E = ½ Σ x² ≥ 0: linear units.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LIdentity().energy(2.0))
-    2.0
-
-    ```
+    Examples:
+        >>> print(hl.LIdentity().energy(2.0))
+        2.0
     """
 
     def _value_terms(self, z):
@@ -26,8 +23,7 @@ class LIdentity(AbstractElementwise):
     def _activation_formula(self, z):
         return z
 
-    def _energy_terms(self, z):
-        return z / 2 * z
+    _energy_terms = _value_terms
 
 
 class LRepu(AbstractElementwise):
@@ -43,12 +39,9 @@ class LRepu(AbstractElementwise):
 
     **Raises:** `ValueError` if n ≤ 1.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LRepu(n=3.0).activation(2.0))
-    4.0
-
-    ```
+    Examples:
+        >>> print(hl.LRepu(n=3.0).activation(2.0))
+        4.0
     """
 
     n: Array = eqx.field(default=2.0, converter=as_float, metadata=ABOVE_1)
@@ -68,12 +61,9 @@ class LRelu(AbstractElementwise):
 
     [`hopfield_layers.LRepu`][] at n = 2.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LRelu().activation(-1.0))
-    0.0
-
-    ```
+    Examples:
+        >>> print(hl.LRelu().activation(-1.0))
+        0.0
     """
 
     def _value_terms(self, z):
@@ -83,8 +73,7 @@ class LRelu(AbstractElementwise):
     def _activation_formula(self, z):
         return positive_part(z)
 
-    def _energy_terms(self, z):
-        return self._value_terms(z)
+    _energy_terms = _value_terms
 
 
 class LPower(AbstractElementwise):
@@ -100,12 +89,9 @@ class LPower(AbstractElementwise):
 
     **Raises:** `ValueError` if p ≤ 1.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> print(hl.LPower(p=3.0).activation(-2.0))
-    -4.0
-
-    ```
+    Examples:
+        >>> print(hl.LPower(p=3.0).activation(-2.0))
+        -4.0
     """
 
     p: Array = eqx.field(default=2.0, converter=as_float, metadata=ABOVE_1)

@@ -1,7 +1,6 @@
 """Lagrangians whose activation is a softmax of each row, or sparse: LSoftmax, LEntmax and kin."""
 
 import operator
-from typing import ClassVar, TYPE_CHECKING
 
 import equinox as eqx
 import numpy as np
@@ -15,33 +14,18 @@ from .._numerics.softmax import log_sum_exp, negative_entropy, softmax
 from .base import ABOVE_1, AbstractRowwise, FLOOR, POSITIVE
 
 
-# Pyright takes Equinox's own `AbstractClassVar` for the type of a field.
-if TYPE_CHECKING:
-    from typing import ClassVar as AbstractClassVar
-else:
-    from equinox import AbstractClassVar
-
-
 _ALPHA = {**ABOVE_1, "ceiling": 4.0}
 
 
-class _AbstractSoftmax(AbstractRowwise):
-    """Softmax, whose sum has one more unit, fixed at 0, if there is a ghost."""
+class _AbstractSimplex(AbstractRowwise):
+    """What the Lagrangians with β as their only parameter share."""
 
-    _ghost: AbstractClassVar[bool]
-    beta: eqx.AbstractVar[Array]
-
-    def _value_terms(self, z):
-        return sum_in_range(log_sum_exp(z, self.beta, self.axis, self._ghost))
-
-    def _activation_formula(self, z):
-        return softmax(z, self.beta, self.axis, self._ghost)[0]
-
-    def _energy_terms(self, z):
-        return sum_in_range(negative_entropy(z, self.beta, self.axis, self._ghost))
+    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
+    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
+    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
 
-class LSoftmax(_AbstractSoftmax):
+class LSoftmax(_AbstractSimplex):
     """L = Σ_rows ln Σᵢ exp(βxᵢ)/β, g = softmax(βx), E = Σ g ln g/β, from −ln D/β per row to 0.
 
     The rows run along `axis`, D units long. Σx is conserved along the state flow of a layer.
@@ -55,22 +39,22 @@ class LSoftmax(_AbstractSoftmax):
 
     **Raises:** `ValueError` if β ≤ 0, and for a row without units.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LSoftmax().energy(jnp.array([1e6, 1e6])))
-    -0.6931472
-
-    ```
+    Examples:
+        >>> print(hl.LSoftmax().energy(jnp.array([1e6, 1e6])))
+        -0.6931472
     """
 
-    _ghost: ClassVar[bool] = False
-    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+    def _value_terms(self, z):
+        return sum_in_range(log_sum_exp(z, self.beta, self.axis, False))
+
+    def _activation_formula(self, z):
+        return softmax(z, self.beta, self.axis, False)[0]
+
+    def _energy_terms(self, z):
+        return sum_in_range(negative_entropy(z, self.beta, self.axis, False))
 
 
-class LGhostmax(_AbstractSoftmax):
+class LGhostmax(_AbstractSimplex):
     """L = Σ_rows ln(1 + Σᵢ exp(βxᵢ))/β, g = exp(βx)/(1 + Σᵢ exp(βxᵢ)), E ≥ −ln(D + 1)/β per row.
 
     With g₀ = 1 − Σg, E = (Σ g ln g + g₀ ln g₀)/β ≤ 0: a softmax that may attend to nothing. Its
@@ -85,22 +69,22 @@ class LGhostmax(_AbstractSoftmax):
 
     **Raises:** `ValueError` if β ≤ 0.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LGhostmax().activation(jnp.zeros(3)))
-    [0.25 0.25 0.25]
-
-    ```
+    Examples:
+        >>> print(hl.LGhostmax().activation(jnp.zeros(3)))
+        [0.25 0.25 0.25]
     """
 
-    _ghost: ClassVar[bool] = True
-    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
+    def _value_terms(self, z):
+        return sum_in_range(log_sum_exp(z, self.beta, self.axis, True))
+
+    def _activation_formula(self, z):
+        return softmax(z, self.beta, self.axis, True)[0]
+
+    def _energy_terms(self, z):
+        return sum_in_range(negative_entropy(z, self.beta, self.axis, True))
 
 
-class LSparsemax(AbstractRowwise):
+class LSparsemax(_AbstractSimplex):
     """L = Σ_rows max p·x − (‖p‖² − 1)/2β, g = the maximizer p, E = Σ_rows (‖g‖² − 1)/2β.
 
     p runs over the simplex: g is the Euclidean projection of βx onto it, so that small entries are
@@ -117,18 +101,10 @@ class LSparsemax(AbstractRowwise):
 
     **Raises:** `ValueError` if β ≤ 0, and for a row without units.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LSparsemax().activation(jnp.array([2.0, 0.5, 0.0])))
-    [1. 0. 0.]
-
-    ```
+    Examples:
+        >>> print(hl.LSparsemax().activation(jnp.array([2.0, 0.5, 0.0])))
+        [1. 0. 0.]
     """
-
-    beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
-    axis: int = eqx.field(default=-1, converter=operator.index, static=True)
-    min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
 
     def _value_terms(self, z):
         return sum_in_range(entmax_value(z, self.beta, 2.0, self.axis))
@@ -160,13 +136,9 @@ class LEntmax(AbstractRowwise):
 
     **Raises:** `ValueError` if β ≤ 0, α ≤ 1 or α > 4, and for a row without units.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.LEntmax(alpha=1.5).activation(jnp.array([2.0, -0.5, 0.0])))
-    [1. 0. 0.]
-
-    ```
+    Examples:
+        >>> print(hl.LEntmax(alpha=1.5).activation(jnp.array([2.0, -0.5, 0.0])))
+        [1. 0. 0.]
     """
 
     beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)

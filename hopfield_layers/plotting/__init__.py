@@ -1,7 +1,7 @@
 """Pictures of Lagrangians, energies, states and networks, with Matplotlib.
 
-Each function draws into `ax`, or into a new figure of pyplot without one, and returns the axes;
-none shows, saves or closes anything. Needs the extra `plots`.
+Each function draws into the axes `ax`, by default of a new figure of pyplot, and returns them; none
+shows, saves or closes anything. Needs the extra `plots`.
 """
 
 try:

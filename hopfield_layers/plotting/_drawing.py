@@ -13,11 +13,11 @@ BOUND = {"color": "black", "linestyle": "--", "linewidth": 1.0}  # of an energy
 
 def canvas(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
     """`ax`, or that of a new figure."""
-    if ax is not None:
-        return ax
-    from matplotlib import pyplot  # Importing it chooses a backend, so only where it is needed.
+    if ax is None:
+        from matplotlib import pyplot  # Importing it chooses a backend, so only where it is needed.
 
-    return pyplot.subplots(figsize=size, layout="constrained")[1]
+        ax = pyplot.subplots(figsize=size, layout="constrained")[1]
+    return ax
 
 
 def times_and_states(path: Path, least: int = 2) -> tuple[np.ndarray, PyTree]:

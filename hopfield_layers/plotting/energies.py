@@ -26,30 +26,22 @@ def plot_energy(
 
     **Arguments:**
 
-    - `model`: a [`hopfield_layers.Layer`][] or any [`hopfield_layers.AbstractEnergyModel`][].
+    - `model`: any [`hopfield_layers.AbstractEnergyModel`][].
     - `path`: the `diffrax.Solution` of [`hopfield_layers.solve`][], or a pair `(t, x)`: times of
         shape `(times,)` or `(*batch, times)`, and the state with axes `(*batch, times)` in front.
     - `parts`: whether to draw the terms of a network's energy.
     - `bound`: whether to draw the bound, of any model with a method `energy_bound`.
-    - `ax`: the axes to draw into.
+    - `ax`: the axes to draw into, which are returned.
     - `line`: options of Matplotlib's lines, for those of E.
-
-    **Returns:** The axes, with a legend if there are terms. The first sample's line has the label.
 
     **Raises:** `TypeError` if the path is neither; `ValueError` for a path of less than two times,
     which `saveat` asks `solve` for, or whose times and states don't fit each other or the model.
 
-    ```python
-    >>> import diffrax
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layer, saveat = hl.ExpLayer(3), diffrax.SaveAt(t0=True, steps=True)
-    >>> solution = hl.solve(layer, jnp.ones((2, 3)), t1=10.0, saveat=saveat)
-    >>> ax = hl.plotting.plot_energy(layer, solution)
-    >>> print(len(ax.lines), ax.get_ylabel())
-    3 energy E
-
-    ```
+    Examples:
+        >>> import diffrax
+        >>> layer, saveat = hl.ExpLayer(3), diffrax.SaveAt(t0=True, steps=True)
+        >>> solution = hl.solve(layer, jnp.ones((2, 3)), t1=10.0, saveat=saveat)
+        >>> ax = hl.plotting.plot_energy(layer, solution)
     """
     t, x = times_and_states(path)
     energy, style = eqx.filter_jit(model.energy)(x), {"label": "energy E"}

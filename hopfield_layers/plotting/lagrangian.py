@@ -19,29 +19,24 @@ def plot_lagrangian(
     direction: ArrayLike | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws L, g = dL/dx and E = x·g − L against x, and the bound −L(0), for one unit or along d.
+    """Draws L, g = dL/dx and E = x·g − L against x, and the bound −L(0).
 
-    Along a direction d the state is x·d, and g stands for Σ dᵢgᵢ.
+    The state is one unit x or, along a direction d, x·d, where g stands for Σ dᵢgᵢ.
 
     **Arguments:**
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
     - `x`: where to draw it, an array of one axis. By default from −3 to 3.
     - `direction`: d, an array of the state's shape. By default a single unit.
-    - `ax`: the axes to draw into.
-
-    **Returns:** The axes, with the lines `"L"`, `"g"`, `"E"` and `"−L(0)"` and a legend.
+    - `ax`: the axes to draw into, which are returned.
 
     **Raises:** `TypeError` for what is no Lagrangian; `ValueError` for fewer than two x, or if the
     Lagrangian acts along an axis that the direction doesn't have.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> ax = hl.plotting.plot_lagrangian(hl.LSoftmax(beta=2.0), direction=[1.0, 0.0, 0.0])
-    >>> [line.get_label() for line in ax.lines]
-    ['L', 'g', 'E', '−L(0)']
-
-    ```
+    Examples:
+        >>> ax = hl.plotting.plot_lagrangian(hl.LSoftmax(beta=2.0), direction=[1.0, 0.0, 0.0])
+        >>> [line.get_label() for line in ax.lines]
+        ['L', 'g', 'E', '−L(0)']
     """
     lagrangian = as_lagrangian(lagrangian)
     x = as_float(np.linspace(-3, 3, 301) if x is None else np.asarray(x))

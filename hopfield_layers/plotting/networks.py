@@ -17,24 +17,14 @@ def plot_network(ham: HAM, *, ax: Axes | None = None) -> Axes:
     **Arguments:**
 
     - `ham`: a [`hopfield_layers.HAM`][].
-    - `ax`: the axes to draw into.
-
-    **Returns:** The axes, without a frame.
+    - `ax`: the axes to draw into, which are returned.
 
     **Raises:** `TypeError` for another model.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax
-    >>> synapse = hl.DenseSynapse((6, 4), key=jax.random.key(0))
-    >>> layers = {"x": hl.TanhLayer(6), "y": hl.SoftmaxLayer(4, tau=0.1)}
-    >>> ham = hl.HAM(layers, {"W": synapse}, [(("x", "y"), "W")])
-    >>> print(hl.plotting.plot_network(ham).texts[1].get_text())
-    y
-    LSoftmax
-    (4,), τ = 0.1
-
-    ```
+    Examples:
+        >>> synapses = {"W": hl.DenseSynapse((6, 4), key=jax.random.key(0))}
+        >>> layers = {"x": hl.TanhLayer(6), "y": hl.SoftmaxLayer(4, tau=0.1)}
+        >>> ax = hl.plotting.plot_network(hl.HAM(layers, synapses, [(("x", "y"), "W")]))
     """
     if not isinstance(ham, HAM):
         raise TypeError(f"Expected a HAM, got {type(ham).__name__}.")

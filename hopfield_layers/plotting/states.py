@@ -41,24 +41,15 @@ def plot_states(
     - `activations`: whether to draw g instead of x.
     - `kind`: `"images"` or `"traces"`, one line per unit and sample. By default traces for a path
         of several times of a layer of up to one axis, and images otherwise.
-    - `ax`: the axes to draw into.
+    - `ax`: the axes to draw into, which are returned.
     - `options`: options of Matplotlib's `imshow`, or of its lines.
-
-    **Returns:** The axes.
 
     **Raises:** `TypeError` for another model; `ValueError` for an unknown layer or kind, a layer
     that is no image, traces without times, and as in [`hopfield_layers.plotting.plot_energy`][].
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax
-    >>> layer = hl.TanhLayer((8, 6))
-    >>> x = layer.init_state(bs=5, rng=jax.random.key(0))
-    >>> ax = hl.plotting.plot_states(layer, x, activations=True)
-    >>> print(ax.images[0].get_array().shape)  # five images, with gaps of one
-    (8, 34)
-
-    ```
+    Examples:
+        >>> x = jax.random.normal(jax.random.key(0), (5, 8, 6))
+        >>> ax = hl.plotting.plot_states(hl.TanhLayer((8, 6)), x, activations=True)
     """
     t, x = None, path
     if isinstance(path, diffrax.Solution | tuple):
@@ -119,8 +110,9 @@ def _draw_images(values: np.ndarray, t: np.ndarray | None, ax: Axes | None, opti
     finite = image[np.isfinite(image)]
     least, most = (np.min(finite), np.max(finite)) if finite.size else (0.0, 0.0)
     if channels == 3:
-        image = (image - least) / (most - least or 1.0)
-        image = np.nan_to_num(image, nan=1.0, posinf=1.0, neginf=0.0)
+        image = np.nan_to_num(
+            (image - least) / (most - least or 1.0), nan=1.0, posinf=1.0, neginf=0
+        )
     size = max(-least, most) or 1.0
     style = {"cmap": "RdBu_r", "aspect": "equal" if len(shape) > 1 else "auto"}
     style |= {} if "norm" in options else {"vmin": -size, "vmax": size}

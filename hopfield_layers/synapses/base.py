@@ -38,30 +38,19 @@ SynapseLike = HasEnergy | Callable[..., ArrayLike]
 class AbstractSynapse(eqx.Module):
     """What joins layers: an alignment A(g₁, g₂, …) of their activations; its energy is −A.
 
-    | | |
-    |---|---|
-    | `synapse.alignment(*gs)` | A, a scalar |
-    | `synapse.energy(*gs)` | −A, a scalar |
-
     A synapse takes no batch axes: [`hopfield_layers.HAM`][] adds them, or `jax.vmap`. To write one
     of your own, subclass this and define `alignment`. A plain callable that returns an energy, or
     an object with a method `energy`, is accepted too wherever a synapse is. If its leaves are not
     all arrays or numbers it is wrapped, with its arrays as `arrays` and the others as `static`.
 
-    Source: Krotov & Hopfield, "Large associative memory problem in neurobiology and machine
-    learning" (ICLR 2021), arXiv:2008.06996; Krotov, "Hierarchical associative memory",
-    arXiv:2107.06446.
+    Source: Krotov & Hopfield (ICLR 2021), arXiv:2008.06996; Krotov, arXiv:2107.06446.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> class Cubic(hl.AbstractSynapse):
-    ...     def alignment(self, g1, g2):
-    ...         return jnp.sum(g1 * g2) ** 3
-    >>> print(Cubic().energy(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.5])))
-    -8.0
-
-    ```
+    Examples:
+        >>> class Cubic(hl.AbstractSynapse):
+        ...     def alignment(self, g1, g2):
+        ...         return jnp.sum(g1 * g2) ** 3
+        >>> print(Cubic().energy(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.5])))
+        -8.0
     """
 
     # Any parameters, so that type checkers accept a subclass that names its activations.
@@ -78,16 +67,12 @@ class AbstractSynapse(eqx.Module):
 
 
 class AbstractShaped(AbstractSynapse):
-    """A synapse of layers of known shapes, whose formula is a pure function.
+    """A synapse of layers of known shapes, whose formula is a pure function."""
 
-    The public methods check the activations and evaluate the formula in their common dtype, float32
-    at least.
-    """
-
-    shapes: eqx.AbstractVar[Shapes]
+    shapes: Shapes = eqx.field(static=True)
 
     def __check_init__(self):
-        # Trace once, so that errors of the Lagrangian and of shapes surface at construction.
+        # So that errors of the Lagrangian and of shapes surface at construction.
         gs = (jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in self.shapes)
         jax.eval_shape(self._alignment, *gs)
 
@@ -119,17 +104,17 @@ class EnergySynapse(AbstractSynapse):
         return -jnp.asarray(getattr(fn, "energy", fn)(*gs))
 
 
-def as_synapse(synapse: object) -> HasEnergy:
-    """`synapse`, wrapped if it is no valid argument of `jax.jit`.
-
-    As for a Lagrangian, arrays in a callable are parameters; a function is compared by identity.
-    """
+def as_synapse(name: str, synapse: object) -> HasEnergy:
+    """`synapse`, wrapped if it is no valid argument of `jax.jit`."""
     if isinstance(synapse, type):
-        name = synapse.__name__
-        raise TypeError(f"Expected a synapse, got the class {name}: pass an instance, {name}(...).")
+        raise TypeError(
+            f"Synapse {name!r}: Expected a synapse, got the class {synapse.__name__}: pass an "
+            f"instance, {synapse.__name__}(...)."
+        )
     if not callable(getattr(synapse, "energy", synapse)):
         raise TypeError(
-            f"Expected a synapse, an object with a method energy, or a callable, got {synapse!r}."
+            f"Synapse {name!r}: Expected a synapse, an object with a method energy, or a callable, "
+            f"got {synapse!r}."
         )
     if isinstance(synapse, HasEnergy) and all(map(eqx.is_array_like, jax.tree.leaves(synapse))):
         return synapse
@@ -144,7 +129,7 @@ def pure_energy(synapse: HasEnergy) -> Callable[..., Array]:
 
 
 def as_shapes(shapes: Sequence[ShapeLike], count: int | None = None) -> Shapes:
-    """`shapes` as a tuple of shapes, one per layer; a size is the shape of a layer of one axis."""
+    """`shapes` as a tuple of shapes, one per layer."""
     if not (isinstance(shapes, tuple | list) and shapes and count in (None, len(shapes))):
         number = "one per layer" if count is None else f"{count} of them"
         raise ValueError(f"Expected a tuple of shapes, {number}, got {shapes!r}.")
@@ -158,13 +143,12 @@ def token_shape(shape: Shape) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1]
 
 
-def head_shape(heads: int, hidden: int, W: Weight | None, *axes: int) -> Shape:
-    """`(heads, hidden)`, or the sizes of W along `axes` where these are left at 1 and 64."""
-    sizes = list(as_shape((heads, hidden)))
-    if W is not None and jnp.ndim(W) > 2:
-        for i, (axis, default) in enumerate(zip(axes, (1, 64), strict=False)):
-            sizes[i] = jnp.shape(W)[axis] if sizes[i] == default else sizes[i]
-    return tuple(sizes)
+def head_shape(W: Weight | None, axis: int, *sizes: int) -> Shape:
+    """`sizes`, or those of W from `axis` on where these are left at their defaults 1 and 64."""
+    sizes = as_shape(sizes)
+    own = sizes if W is None or jnp.ndim(W) < 3 else jnp.shape(W)[axis:]
+    triples = zip(sizes, own, (1, 64), strict=False)
+    return tuple(mine if size == default else size for size, mine, default in triples)
 
 
 def weights(key: PRNGKeyArray | None, stdinit: Scalar, **expected: tuple[Weight | None, Shape]):

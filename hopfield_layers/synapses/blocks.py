@@ -12,8 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from .._conversion import over_samples
-from ..lagrangians import AbstractLagrangian
-from ..lagrangians.base import pure
+from ..lagrangians.base import AbstractLagrangian, pure
 from ..lagrangians.callables import CallableLagrangian
 
 
@@ -39,8 +38,7 @@ def hidden_value(lagrangian: AbstractLagrangian, Ws: _Arrays, gs: _Arrays) -> Ar
     # As for `row_values`, a function may close over a traced value.
     if isinstance(lagrangian, CallableLagrangian):
         return value(gs)
-    num_units, nhid = sum(map(len, Ws)), Ws[0].shape[1]
-    size = max(num_units, UNITS_PER_BLOCK // max(nhid, 1))
+    size = max(sum(map(len, Ws)), UNITS_PER_BLOCK // max(Ws[0].shape[1], 1))
     return _with_gradient(*(Partial(_in_blocks, size, fn) for fn in (value, gradients)), gs)
 
 
@@ -71,12 +69,12 @@ def _with_gradient(value: Callable, gradient: Callable, x: PyTree[Array]) -> Arr
 @_with_gradient.def_jvp
 def _with_gradient_jvp(primals, tangents):
     (value, gradient, x), (d_value, _, dx) = primals, tangents
-    slopes = jax.tree.leaves(gradient(x))
+    slopes = gradient(x)
 
     def same_slope(value: Callable, y: PyTree[Array]) -> Array:
         # The parameters in `value` have no gradient in closed form.
-        pairs = zip(slopes, jax.tree.leaves(y), strict=True)
-        return sum((jnp.sum(slope * leaf) for slope, leaf in pairs), value(x))
+        products = jax.tree.map(jnp.multiply, slopes, y)
+        return sum(map(jnp.sum, jax.tree.leaves(products)), value(x))
 
     _, tangent = eqx.filter_jvp(same_slope, (value, x), (d_value, dx))
     return _with_gradient(*primals), tangent
@@ -88,11 +86,10 @@ def _in_blocks(size: int, fn: Callable, gs: _Arrays) -> PyTree[Array]:
     arrays, static = eqx.partition(fn, eqx.is_array)
 
     def samples(arrays: PyTree[Array], gs: _Arrays) -> PyTree[Array]:
-        """`fn` of all samples, along the first axis of each g."""
         sample, count = eqx.combine(arrays, static), len(gs[0])
         if count <= size or not any(g.size for g in gs):
             return jax.vmap(sample)(gs)
-        num_blocks = math.ceil(count / size)
+        num_blocks = math.ceil(count / size)  # of equal sizes, which takes the least memory
         return jax.lax.map(sample, gs, batch_size=math.ceil(count / num_blocks))
 
     run = custom_vmap(samples)

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._conversion import as_shape, ShapeLike
-from .base import AbstractShaped, as_shapes, Scalar, Shapes, Weight, weights
+from .base import AbstractShaped, as_shapes, Scalar, Weight, weights
 
 
 Padding = Literal["SAME", "VALID", "SAME_LOWER"] | Sequence[Sequence[int]]
@@ -24,36 +24,29 @@ Pairs = tuple[tuple[int, int], ...]
 class ConvSynapse(AbstractShaped):
     """A = Σ g² ⊙ pool(conv(g¹; kernel)), for layers `(*space, channels)`.
 
-    The layers may have one, two or more axes of space. As in all of deep learning the kernel is not
-    flipped. Sizes and strides are one number per axis of space, or one for all axes.
+    The kernel is not flipped. Sizes and strides are one number per axis of space, or one for all.
 
     **Arguments:**
 
     - `shapes`: the shapes of the two layers. The second is that of the result.
-    - `kernel_size`: the size of the kernel.
-    - `strides`: the strides of the convolution.
+    - `kernel_size`, `strides`: the size of the kernel, and the strides of the convolution.
     - `key`, `stdinit`: as for [`hopfield_layers.DenseSynapse`][].
     - `padding`: `"SAME"`, `"VALID"`, `"SAME_LOWER"`, or a pair `(low, high)` per axis of space.
     - `pool`: None, `"avg"` or `"max"`: how to pool the result, without padding.
-    - `pool_window`: the size of the pooling windows. By default 2.
-    - `pool_strides`: the strides of these. By default the size of the windows.
+    - `pool_window`, `pool_strides`: the size of the windows, by default 2, and their strides, by
+        default their size.
     - `kernel`: the kernel, if no key is passed, `(*kernel_size, channels in, channels out)`.
 
     **Raises:** `ValueError` for both a key and a kernel or neither, a kernel of another shape, a
     second layer that hasn't the shape of the result, or windows without pooling.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> kernel = jnp.ones((2, 2, 1, 1))
-    >>> synapse = hl.ConvSynapse([(4, 4, 1), (2, 2, 1)], 2, strides=2, kernel=kernel)
-    >>> print(synapse.alignment(jnp.ones((4, 4, 1)), jnp.ones((2, 2, 1))))
-    16.0
-
-    ```
+    Examples:
+        >>> kernel = jnp.ones((2, 2, 1, 1))
+        >>> synapse = hl.ConvSynapse([(4, 4, 1), (2, 2, 1)], 2, strides=2, kernel=kernel)
+        >>> print(synapse.alignment(jnp.ones((4, 4, 1)), jnp.ones((2, 2, 1))))
+        16.0
     """
 
-    shapes: Shapes = eqx.field(static=True)
     kernel: Float[Array, "*kernel_size channels_in channels_out"]
     strides: tuple[int, ...] = eqx.field(static=True)
     padding: str | Pairs = eqx.field(static=True)
@@ -88,8 +81,10 @@ class ConvSynapse(AbstractShaped):
             raise ValueError('A pool_window or pool_strides need pool="avg" or pool="max".')
         self.pool, self.pool_window, self.pool_strides = pool, None, None
         if pool is not None:
-            window = self.pool_window = _per_axis("pool_window", pool_window, num_axes, 2)
-            self.pool_strides = _per_axis("pool_strides", pool_strides, num_axes, window)
+            window = 2 if pool_window is None else pool_window
+            strides = window if pool_strides is None else pool_strides
+            self.pool_window = _per_axis("pool_window", window, num_axes)
+            self.pool_strides = _per_axis("pool_strides", strides, num_axes)
         shape = (*_per_axis("kernel_size", kernel_size, num_axes), first[-1], second[-1])
         (self.kernel,) = weights(key, stdinit, kernel=(kernel, shape))
         result = jax.eval_shape(self._pooled, jax.ShapeDtypeStruct(first, self.kernel.dtype)).shape
@@ -105,13 +100,9 @@ class ConvSynapse(AbstractShaped):
     def _pooled(self, g: Array) -> Array:
         """pool(conv(g; kernel))."""
         space = string.ascii_lowercase[: g.ndim - 1]
-        layout = f"N{space}C"
+        layouts = (f"N{space}C", f"{space}IO", f"N{space}C")
         (out,) = lax.conv_general_dilated(
-            g[None],
-            self.kernel.astype(g.dtype),
-            self.strides,
-            self.padding,
-            dimension_numbers=(layout, f"{space}IO", layout),
+            g[None], self.kernel.astype(g.dtype), self.strides, self.padding, None, None, layouts
         )
         if self.pool_window is None or self.pool_strides is None:
             return out
@@ -123,9 +114,8 @@ class ConvSynapse(AbstractShaped):
         return out if self.pool == "max" else out / math.prod(window)
 
 
-def _per_axis(name: str, sizes: ShapeLike | None, num_axes: int, default: ShapeLike = ()):
-    """`sizes`, or if None the default, as positive numbers, one for each axis of space."""
-    sizes = default if sizes is None else sizes
+def _per_axis(name: str, sizes: ShapeLike, num_axes: int) -> tuple[int, ...]:
+    """`sizes` as positive numbers, one for each axis of space."""
     per_axis = as_shape(sizes) if isinstance(sizes, tuple | list) else as_shape(sizes) * num_axes
     if len(per_axis) != num_axes or 0 in per_axis:
         raise ValueError(f"Expected {name} of {num_axes} sizes greater than 0, got {sizes!r}.")

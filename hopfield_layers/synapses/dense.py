@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._conversion import as_shape, ShapeLike
-from .base import AbstractShaped, as_shapes, Scalar, Shapes, Weight, weights
+from .base import AbstractShaped, as_shapes, Scalar, Weight, weights
 
 
 class DenseSynapse(AbstractShaped):
@@ -27,24 +26,19 @@ class DenseSynapse(AbstractShaped):
 
     **Raises:** `ValueError` for both a key and weights or neither, or weights of another shape.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> synapse = hl.DenseSynapse((2, 3), W=jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
-    >>> print(synapse.alignment(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0, 1.0])))
-    5.0
-    >>> P = jnp.array([[1.0, 1.0, 1.0, -1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0, 1.0, -1.0]])
-    >>> W = P.T @ P / (2 * 6)
-    >>> hebb = hl.DenseSynapse((6, 6), W=W - jnp.diag(jnp.diag(W)))
-    >>> ham = hl.HAM({"x": hl.TanhLayer(6, beta=5.0)}, {"W": hebb}, [(("x", "x"), "W")])
-    >>> x0 = P[0].at[0].set(-1.0)  # the first pattern with its first unit flipped
-    >>> print(jnp.sign(hl.relax(ham, {"x": x0}).x["x"]))
-    [ 1.  1.  1. -1. -1. -1.]
-
-    ```
+    Examples:
+        >>> synapse = hl.DenseSynapse((2, 3), W=jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+        >>> print(synapse.alignment(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0, 1.0])))
+        5.0
+        >>> P = jnp.array([[1.0, 1.0, 1.0, -1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0, 1.0, -1.0]])
+        >>> W = P.T @ P / (2 * 6)
+        >>> hebb = hl.DenseSynapse((6, 6), W=W - jnp.diag(jnp.diag(W)))
+        >>> ham = hl.HAM({"x": hl.TanhLayer(6, beta=5.0)}, {"W": hebb}, [(("x", "x"), "W")])
+        >>> x0 = P[0].at[0].set(-1.0)  # the first pattern with its first unit flipped
+        >>> print(jnp.sign(hl.relax(ham, {"x": x0}).x["x"]))
+        [ 1.  1.  1. -1. -1. -1.]
     """
 
-    shapes: Shapes = eqx.field(static=True)
     W: Float[Array, "..."]
 
     def __init__(
@@ -71,26 +65,14 @@ class BiasSynapse(AbstractShaped):
     """A = Σ b·g: a constant input b to a layer, the trainable threshold of its units.
 
     The bias of a [`hopfield_layers.Layer`][] is not a threshold: it shifts the state x, and not the
-    activation at which the layer rests.
+    activation at which the layer rests. Arguments and errors are those of a
+    [`hopfield_layers.DenseSynapse`][] with one `shape`, that of b; a key draws b from N(0, 0.02²).
 
-    **Arguments:**
-
-    - `shape`: the shape of the layer.
-    - `key`: a key of `jax.random`, to draw b from N(0, 0.02²).
-    - `b`: the input, if no key is passed, of the layer's shape.
-
-    **Raises:** `ValueError` for both a key and b or neither, or b of another shape.
-
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> print(hl.BiasSynapse(2, b=jnp.array([1.0, 2.0])).alignment(jnp.array([3.0, 1.0])))
-    5.0
-
-    ```
+    Examples:
+        >>> print(hl.BiasSynapse(2, b=jnp.array([1.0, 2.0])).alignment(jnp.array([3.0, 1.0])))
+        5.0
     """
 
-    shapes: Shapes = eqx.field(static=True)
     b: Float[Array, "..."]
 
     def __init__(

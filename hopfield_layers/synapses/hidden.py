@@ -3,14 +3,13 @@
 import math
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._conversion import as_float, as_shape, ShapeLike
 from ..lagrangians import AbstractLagrangian, LRelu, LSoftmax
 from . import base
-from .base import AbstractShaped, LagrangianLike, Scalar, Shapes, token_shape, Weight
+from .base import AbstractShaped, LagrangianLike, Scalar, token_shape, Weight
 from .blocks import hidden_value, row_values
 
 
@@ -37,19 +36,13 @@ class HiddenSynapse(AbstractShaped):
     Source: Krotov & Hopfield, "Dense associative memory for pattern recognition" (NeurIPS 2016);
     Ramsauer et al., "Hopfield networks is all you need" (ICLR 2021), arXiv:2008.02217.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> patterns = jnp.array([[1.0, 1.0, -1.0], [-1.0, 1.0, 1.0]])
-    >>> memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=5.0))
-    >>> print(jax.grad(memory.alignment)(jnp.array([0.9, 0.0, -0.2])).round(3))  # the first
-    [ 1.  1. -1.]
-
-    ```
+    Examples:
+        >>> patterns = jnp.array([[1.0, 1.0, -1.0], [-1.0, 1.0, 1.0]])
+        >>> memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=5.0))
+        >>> print(jax.grad(memory.alignment)(jnp.array([0.9, 0.0, -0.2])).round(3))  # the first
+        [ 1.  1. -1.]
     """
 
-    shapes: Shapes = eqx.field(static=True)
     Ws: tuple[Float[Array, "_ nhid"], ...]
     hidden_lagrangian: AbstractLagrangian
 
@@ -68,8 +61,8 @@ class HiddenSynapse(AbstractShaped):
         if len(arrays) != len(self.shapes):
             raise ValueError(f"Expected Ws for {len(self.shapes)} layers, got {len(arrays)}.")
         (nhid,) = as_shape(nhid)
-        pairs = [(W, (math.prod(s), nhid)) for W, s in zip(arrays, self.shapes, strict=True)]
-        expected = {f"Ws[{i}]": pair for i, pair in enumerate(pairs)}
+        sizes = [(math.prod(shape), nhid) for shape in self.shapes]
+        expected = {f"Ws[{i}]": pair for i, pair in enumerate(zip(arrays, sizes, strict=True))}
         self.Ws = tuple(base.weights(key, stdinit, **expected))
         self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LRelu())
 
@@ -81,11 +74,8 @@ class HiddenSynapse(AbstractShaped):
 
         **Arguments:**
 
-        - `patterns`: K patterns of one layer, an array `(K, *shape)`; or a tuple of such arrays,
-            one per layer: the parts of the same K patterns.
+        - `patterns`: an array `(K, *shape)`, or a tuple of one such array per layer.
         - `hidden_lagrangian`: L_hid, of the K hidden units.
-
-        **Returns:** a [`hopfield_layers.HiddenSynapse`][] with K hidden units.
 
         **Raises:** `ValueError` for an array without an axis of patterns, or different K.
         """
@@ -110,25 +100,18 @@ class HiddenTensorSynapse(AbstractShaped):
     L_hid acts on the hidden units z of each head y. Where [`hopfield_layers.HiddenSynapse`][] adds
     the layers up, this multiplies them.
 
-    **Arguments:** as for [`hopfield_layers.HiddenSynapse`][], and
+    **Arguments and errors:** as for a `HiddenSynapse`, but for
 
     - `num_heads`: the number of heads, of `nhid` hidden units each.
     - `W`: the weights, if no key is passed, `(num_heads, nhid, *units)` with one axis per layer.
         They decide the number of heads if `num_heads` is left out.
 
-    **Raises:** `ValueError` as [`hopfield_layers.HiddenSynapse`][] does.
-
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> synapse = hl.HiddenTensorSynapse((2, 2), nhid=1, W=jnp.ones((1, 1, 2, 2)))
-    >>> print(synapse.alignment(jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])))  # ½·3²
-    4.5
-
-    ```
+    Examples:
+        >>> synapse = hl.HiddenTensorSynapse((2, 2), nhid=1, W=jnp.ones((1, 1, 2, 2)))
+        >>> print(synapse.alignment(jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])))  # ½·3²
+        4.5
     """
 
-    shapes: Shapes = eqx.field(static=True)
     W: Float[Array, "num_heads nhid *units"]
     hidden_lagrangian: AbstractLagrangian
 
@@ -144,7 +127,7 @@ class HiddenTensorSynapse(AbstractShaped):
         W: Weight | None = None,
     ):
         self.shapes = base.as_shapes(shapes)
-        shape = (*base.head_shape(num_heads, nhid, W, 0), *map(math.prod, self.shapes))
+        shape = as_shape((*base.head_shape(W, 0, num_heads), nhid, *map(math.prod, self.shapes)))
         (self.W,) = base.weights(key, stdinit, W=(W, shape))
         self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LRelu())
 
@@ -158,33 +141,20 @@ class HiddenTensorSynapse(AbstractShaped):
 class MixerSynapse(AbstractShaped):
     """A = Σ_y L_hid(h_y), h_yz = Σₙ Σ W_yzab g¹ₙₐ g²ₙᵦ: two layers of n tokens, token by token.
 
-    The tokens run along all axes of a layer but the last; a layer of one axis is one token. L_hid
-    acts on the hidden units z of each head y.
+    L_hid acts on the hidden units z of each head y.
 
-    **Arguments:**
+    **Arguments and errors:** as for an [`hopfield_layers.AttentionSynapse`][] without mask, but for
 
-    - `shapes`: the shapes of the two layers, `(*tokens, d1)` and `(*tokens, d2)`.
-    - `key`, `stdinit`: as for [`hopfield_layers.HiddenSynapse`][].
-    - `num_heads`, `zspace_dim`: the number of heads, and the number of hidden units of each head.
-    - `hidden_lagrangian`: L_hid, by default [`hopfield_layers.LSoftmax`][].
-    - `W`: the weights, if no key is passed, `(num_heads, zspace_dim, d1, d2)`. They decide the
-        numbers of heads and hidden units that are left out.
+    - `shapes`: `(*tokens, d1)` and `(*tokens, d2)`, with the same number of tokens.
+    - `num_heads`, `zspace_dim`: the number of heads, and of hidden units of each head.
+    - `W`: the weights, `(num_heads, zspace_dim, d1, d2)`, instead of `Wq` and `Wk`.
 
-    **Raises:** `ValueError` as [`hopfield_layers.HiddenSynapse`][] does, and for layers with
-    different numbers of tokens.
-
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> synapse = hl.MixerSynapse([(5, 8), (5, 4)], key=jax.random.key(0), zspace_dim=3)
-    >>> print(synapse.W.shape, synapse.energy(jnp.ones((5, 8)), jnp.ones((5, 4))).shape)
-    (1, 3, 8, 4) ()
-
-    ```
+    Examples:
+        >>> synapse = hl.MixerSynapse([(5, 8), (5, 4)], key=jax.random.key(0), zspace_dim=3)
+        >>> print(synapse.W.shape, synapse.energy(jnp.ones((5, 8)), jnp.ones((5, 4))).shape)
+        (1, 3, 8, 4) ()
     """
 
-    shapes: Shapes = eqx.field(static=True)
     W: Float[Array, "num_heads zspace_dim d1 d2"]
     hidden_lagrangian: AbstractLagrangian
 
@@ -203,7 +173,7 @@ class MixerSynapse(AbstractShaped):
         (n1, d1), (n2, d2) = map(token_shape, self.shapes)
         if n1 != n2:
             raise ValueError(f"Expected two layers of the same tokens, got {self.shapes}.")
-        shape = (*base.head_shape(num_heads, zspace_dim, W, 0, 1), d1, d2)
+        shape = (*base.head_shape(W, 0, num_heads, zspace_dim), d1, d2)
         (self.W,) = base.weights(key, stdinit, W=(W, shape))
         self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax())
 

@@ -10,8 +10,8 @@ import hopfield_layers as hl
 
 # The bounds hold for the library's own formulas, so classes are compared by identity.
 _SIMPLEX = (hl.LSoftmax, hl.LGhostmax, hl.LSparsemax, hl.LEntmax)
-# All other Lagrangians of the library have L(h) ≤ L(|h|), and increase where h ≥ 0. The alignment
-# of each synapse is then largest for the absolute values of its weights and activations.
+# All but these have L(h) ≤ L(|h|), and increase where h ≥ 0. The alignment of each synapse is then
+# largest for the absolute values of its weights and activations.
 _NORMS = (hl.LLayerNorm, hl.LSphericalNorm)
 
 
@@ -28,22 +28,19 @@ def energy_bound(model: hl.AbstractEnergyModel) -> Float[Array, ""] | None:
 
     Source: Krotov & Hopfield, arXiv:2008.06996.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> layers = {"x": hl.TanhLayer(3), "y": hl.SoftmaxLayer(2)}
-    >>> W = hl.DenseSynapse([3, 2], W=jnp.ones((3, 2)))
-    >>> ham = hl.HAM(layers, {"W": W}, [(("x", "y"), "W")])
-    >>> print(f"{hl.testing.energy_bound(ham):.3f}")  # −ln 2 − 3·2
-    -6.693
-
-    ```
+    Examples:
+        >>> layers = {"x": hl.TanhLayer(3), "y": hl.SoftmaxLayer(2)}
+        >>> W = hl.DenseSynapse([3, 2], W=jnp.ones((3, 2)))
+        >>> ham = hl.HAM(layers, {"W": W}, [(("x", "y"), "W")])
+        >>> print(f"{hl.testing.energy_bound(ham):.3f}")  # −ln 2 − 3·2
+        -6.693
     """
     checked_model(model)
     if type(model) is hl.Layer:
         return model.energy_bound()
     if type(model) is not hl.HAM:
         return None
+    # How far E may fall below Σ −L(0), the least energy of the layers alone.
     descent = _descent_by_squares(model)
     if descent is None:
         descent = _descent_by_ranges(model)
@@ -57,9 +54,6 @@ def checked_model(model: hl.AbstractEnergyModel) -> hl.AbstractEnergyModel:
         return model
     instead = "Layer(lagrangian, shape)" if isinstance(model, hl.AbstractLagrangian) else "a Layer"
     raise TypeError(f"Expected an AbstractEnergyModel, {instead} for instance, got {model!r}.")
-
-
-# How far E may fall below Σ −L(0), the least energy of the layers alone.
 
 
 def _descent_by_squares(ham: hl.HAM) -> Array | None:
@@ -102,14 +96,14 @@ def _descent_by_ranges(ham: hl.HAM) -> Array | None:
 
 def _range(layer: hl.Layer) -> Array | None:
     """r with |g| ≤ r, or None where there is none."""
-    lagrangian, r = layer.lagrangian, None
+    lagrangian = layer.lagrangian
     if type(lagrangian) in (*_SIMPLEX, hl.LTanh):
         r = 1.0
     elif type(lagrangian) is hl.LSigmoid:
         r = abs(lagrangian.scale)
-    elif type(lagrangian) is hl.LLayerNorm:
-        size = layer.shape[lagrangian.axis]
+    elif type(lagrangian) is hl.LLayerNorm or type(lagrangian) is hl.LSphericalNorm:
+        size = layer.shape[lagrangian.axis] if type(lagrangian) is hl.LLayerNorm else 1
         r = abs(lagrangian.gamma) * size**0.5 + abs(lagrangian.delta)
-    elif type(lagrangian) is hl.LSphericalNorm:
-        r = abs(lagrangian.gamma) + abs(lagrangian.delta)
-    return None if r is None else jnp.broadcast_to(r, layer.shape)
+    else:
+        return None
+    return jnp.broadcast_to(r, layer.shape)

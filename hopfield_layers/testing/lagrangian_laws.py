@@ -20,41 +20,32 @@ def assert_lagrangian(
 ) -> None:
     """L is convex, g = ∂L/∂x, E = Σ x·g − L, L(y) + E(x) − Σ g(x)·y ≥ 0, and none is NaN.
 
-    Checked in this order, in the dtype of x: the shapes of L, g and E; their dtypes; jit and vmap
-    change nothing; no NaN, no overflow of what is in range; g = ∂L/∂x; g couples no units but those
-    of `coupled_axes`; E is the Legendre transform; L is convex between x and y; the Fenchel–Young
-    inequality. A sum is right up to 64 ε of the sizes of its terms, of 1 for each unit, and of what
-    rounding its argument does to them; where these overflow the law is undecided.
+    Checks the laws of `hopfield_layers.testing.LAWS` from "scalar" to "Fenchel–Young" in this order
+    and in the dtype of x. A sum is right up to 64 ε of the sizes of its terms, of 1 for each unit,
+    and of what rounding its argument does to them; where these overflow the law is undecided.
 
     **Arguments:**
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
-    - `x`, `y`: two states of one shape and dtype, without batch axes, of a few dozen units: H is
-        formed.
+    - `x`, `y`: two states of one shape and dtype, of a few dozen units: H is formed.
 
     **Raises:** [`hopfield_layers.testing.Violation`][]; `ValueError` if x and y differ in shape or
     dtype; `TypeError` for what is no Lagrangian.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> x, y = jnp.array([0.5, -1.0]), jnp.array([2.0, 0.0])
-    >>> hl.testing.assert_lagrangian(hl.LTanh(), x, y)
-    >>> hl.testing.assert_lagrangian(lambda x: -jnp.sum(x**2), x, y)
-    Traceback (most recent call last):
-    ...
-    hopfield_layers.testing.verdict.Violation: convex: ½L(x) + ½L(y) ≥ L(½x + ½y), does not hold.
-      -2.625 ≥ -1.8125 is missed by 0.812; rounding explains 8.96e-05.
-    ...
-
-    ```
+    Examples:
+        >>> x, y = jnp.array([0.5, -1.0]), jnp.array([2.0, 0.0])
+        >>> hl.testing.assert_lagrangian(hl.LTanh(), x, y)
+        >>> hl.testing.assert_lagrangian(lambda x: -jnp.sum(x**2), x, y)
+        Traceback (most recent call last):
+        ...
+        hopfield_layers.testing.verdict.Violation: convex: ½L(x) + ½L(y) ≥ L(½x + ½y), does not ...
+          -2.625 ≥ -1.8125 is missed by 0.812; rounding explains 8.96e-05.
+        ...
     """
     lagrangian, x, y = checked_lagrangian(lagrangian), as_float(x), as_float(y)
-    if x.shape != y.shape or x.dtype != y.dtype:
-        raise ValueError(
-            f"Expected x and y of one shape and dtype, got {x.dtype}{list(x.shape)} and "
-            f"{y.dtype}{list(y.shape)}."
-        )
+    got, other = (f"{state.dtype}{list(state.shape)}" for state in (x, y))
+    if got != other:
+        raise ValueError(f"Expected x and y of one shape and dtype, got {got} and {other}.")
     laws = lagrangian_laws(lagrangian, x, y) | jit_laws(lagrangian, x)
     check(laws, {"Lagrangian": lagrangian, "x": x, "y": y})
 
@@ -70,18 +61,18 @@ def checked_lagrangian(lagrangian: LagrangianLike) -> AbstractLagrangian:
 
 
 def lagrangian_laws(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
-    """Every law but that of jit at (x, y), or a [`Violation`][] if they can't be evaluated."""
+    """`measure` under jit, or a [`Violation`][] if it can't be evaluated."""
     return _evaluated(eqx.filter_jit(measure), lagrangian, x, y)
 
 
 def jit_laws(lagrangian: AbstractLagrangian, x: Array) -> Laws:
     """The law of jit at x, for which L, g and E are evaluated without jit too."""
     measured = []
-    compiled = lagrangian_laws(lagrangian, x, x)["vmap"]
-    for fn, jitted in zip(_functions(lagrangian).values(), compiled, strict=True):
-        result, by_jit = fn(x), jitted.right
-        terms = {jitted.subject: result, "by jit": by_jit}
-        measured.append(Measured(result, by_jit, jitted.tolerance, terms))
+    functions = _functions(lagrangian)
+    for jitted in lagrangian_laws(lagrangian, x, x)["vmap"]:
+        result = functions[jitted.subject](x)
+        terms = {jitted.subject: result, "by jit": jitted.right}
+        measured.append(Measured(result, jitted.right, jitted.tolerance, terms))
     return {"jit": measured}
 
 
@@ -142,8 +133,7 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     hessian = jax.vmap(hessian_vector)(basis)  # row j is ∂g/∂xⱼ
     # In units of ε what rounding x does to g; a unit at 0 isn't rounded.
     rounding_effect = jnp.sum(abs_product(x.reshape(-1, *(1,) * x.ndim), hessian), axis=0)
-    product = size(x, g)
-    average, gap = value / 2 + value_y / 2, value_y + energy - jnp.sum(g * y)
+    product, product_y = size(x, g), jnp.sum(g * y)
     # A function whose values are small may yet be the difference of terms of size 1 per unit, as
     # ln(1 + eᵗ) − ln 2 is near 0; and its derivative, as eᵗ − 1.
     tolerance = rounding(x.size, product, value, energy, size(x, rounding_effect))
@@ -154,11 +144,12 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     convexity = rounding(x.size, *sizes)
     fenchel = tolerance + rounding(value_y, size(y, g_y), size(y, g), size(y, rounding_effect))
     terms = {"L(x)": value, "g(x)": g, "E(x)": energy}
-    finite_terms = terms | {"∂L/∂x": gradient, "Hx": hessian_vector(x)}
-    convex_terms = {"L(x)": value, "L(y)": value_y, "L(½x + ½y)": value_middle}
-    fenchel_terms = {"L(y)": value_y, "E(x)": energy, "Σ g(x)·y": jnp.sum(g * y)}
     tolerances = (tolerance, rounding(g, rounding_effect), tolerance)
+    finite_terms = terms | {"∂L/∂x": gradient, "Hx": hessian_vector(x)}
     gradient_terms = {"g(x)": g, "∂L/∂x": gradient}
+    convex_terms = {"L(x)": value, "L(y)": value_y, "L(½x + ½y)": value_middle}
+    fenchel_terms = {"L(y)": value_y, "E(x)": energy, "Σ g(x)·y": product_y}
+    average, gap = value / 2 + value_y / 2, value_y + energy - product_y
     return {
         "vmap": [
             Measured(batch[0], alone, tol, {"alone": alone, "by vmap": batch[0]}, subject=name)

@@ -4,20 +4,20 @@ import contextlib
 import dataclasses
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import hypothesis
 import hypothesis.strategies as st
 import jax.numpy as jnp
+from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 from jax.typing import DTypeLike
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 from .._conversion import as_shape, ShapeLike
-from ..dynamics import EnergyFlow
 from ..lagrangians import AbstractLagrangian
 from ..layers import Layer
 from ..synapses.base import LagrangianLike
@@ -26,9 +26,6 @@ from .lagrangian_laws import check_dtypes, checked_lagrangian, jit_laws, lagrang
 from .model_laws import bound_laws, descent_laws
 from .strategies import states, ValueOrStrategy
 from .verdict import check, excesses, LAWS, Laws, Violation
-
-
-Excesses = dict[str, list[float]]  # at each example, for each law
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +46,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What [`hopfield_layers.testing.check_lagrangian`][] returns; prints as a table.
-
-    `ok` is whether every law holds, and `findings` are the rows.
-    """
+    """What [`hopfield_layers.testing.check_lagrangian`][] returns; prints as a table."""
 
     lagrangian: AbstractLagrangian
     findings: tuple[Finding, ...]
@@ -63,26 +57,23 @@ class Report:
         return all(finding.worst <= 1 for finding in self.findings)
 
     def __str__(self) -> str:
-        lines = [str(self.lagrangian)]
-        lines += [f"{a:14}  {b:>8}  {c:>7}  {d}" for a, b, c, d in self._rows()]
-        lines += [f"\n{f.counterexample}" for f in self.findings if f.counterexample]
-        return "\n".join(lines)
+        rows = [f"{a:14}  {b:>8}  {c:>7}  {d}" for a, b, c, d in self._rows()]
+        counterexamples = [f"\n{f.counterexample}" for f in self.findings if f.counterexample]
+        return "\n".join([str(self.lagrangian), *rows, *counterexamples])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = ["</td><td>".join(map(html.escape, row)) for row in self._rows()]
+        rows = ("</td><td>".join(row) for row in self._rows())
         table = "".join(f"<tr><td>{row}</td></tr>" for row in rows)
         found = [html.escape(f.counterexample) for f in self.findings if f.counterexample]
         name = f"<code>{html.escape(str(self.lagrangian))}</code>"
         return f"{name}<table>{table}</table>" + "".join(f"<pre>{text}</pre>" for text in found)
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        rows = [
-            (f.law, str(f.examples), f"{f.worst:.2g}", "holds" if f.worst <= 1 else "BROKEN")
-            for f in self.findings
-        ]
-        return [("law", "examples", "worst", "verdict"), *rows]
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        yield "law", "examples", "worst", "verdict"
+        for f in self.findings:
+            yield f.law, str(f.examples), f"{f.worst:.2g}", "holds" if f.worst <= 1 else "BROKEN"
 
 
 def check_lagrangian(
@@ -111,70 +102,59 @@ def check_lagrangian(
         seldom survive extremes.
     - `progress`: whether to show the progress on stderr. By default if that is a terminal.
 
-    **Returns:** A [`hopfield_layers.testing.Report`][], which prints as a table, with the simplest
-    counterexample that Hypothesis finds for each law that is broken.
+    **Returns:** A [`hopfield_layers.testing.Report`][], with the simplest counterexample that
+    Hypothesis finds for each law that is broken.
 
     **Raises:** `TypeError` for what is no Lagrangian, such as a layer.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> hl.testing.check_lagrangian(hl.LTanh(), max_examples=20).ok
-    True
-    >>> hl.testing.check_lagrangian(lambda x: jnp.sum(jnp.log(jnp.cosh(x))), max_examples=20).ok
-    False
-
-    ```
+    Examples:
+        >>> hl.testing.check_lagrangian(hl.LTanh(), max_examples=20).ok
+        True
+        >>> hl.testing.check_lagrangian(lambda x: jnp.sum(jnp.log(jnp.cosh(x))), max_examples=20).ok
+        False
     """
     lagrangian, shape = checked_lagrangian(lagrangian), as_shape(shape)
     try:
         num_dtypes = check_dtypes(lagrangian, shape)
         bias = 0.5 * jnp.cos(jnp.arange(math.prod(shape))).reshape(shape)
         layer = Layer(lagrangian, shape, tau=2.0, bias=bias)
-    except Violation as violation:
-        return _report(lagrangian, {violation.law: [math.inf]}, {violation.law: str(violation)})
-    wide_range_states = states(shape, scale=scale, dtype=dtype, extremes=extremes)
-    pairs = {"x": wide_range_states, "y": wide_range_states}
-    moderate_states = states(shape, scale=1.0 if scale is None else scale, dtype=dtype)
-    num_slow_examples = max(max_examples // 10, 1)
+    except Violation as error:
+        finding = Finding(error.law, LAWS[error.law], 1, math.inf, str(error))
+        return Report(lagrangian, (finding,))
+    wide = states(shape, scale=scale, dtype=dtype, extremes=extremes)
+    moderate = states(shape, scale=1.0 if scale is None else scale, dtype=dtype)
+    few = max(max_examples // 10, 1)
     runs = [
-        _Run(partial(lagrangian_laws, lagrangian), pairs, max_examples),
-        _Run(partial(jit_laws, lagrangian), {"x": wide_range_states}, num_slow_examples),
-        _Run(partial(bound_laws, layer), {"x": moderate_states}, max_examples),
-        _Run(partial(descent_laws, EnergyFlow(layer)), {"x0": moderate_states}, num_slow_examples),
-        _Run(partial(gradient_laws, layer), {"x": moderate_states}, num_slow_examples),
+        _Run(partial(lagrangian_laws, lagrangian), {"x": wide, "y": wide}, max_examples),
+        _Run(partial(jit_laws, lagrangian), {"x": wide}, few),
+        _Run(partial(bound_laws, layer), {"x": moderate}, max_examples),
+        _Run(partial(descent_laws, layer), {"x0": moderate}, few),
+        _Run(partial(gradient_laws, layer), {"x": moderate}, few),
     ]
-    excesses_by_law: Excesses = {law: [] for law in LAWS}
+    excesses_by_law: dict[str, list[float]] = {law: [] for law in LAWS}
     excesses_by_law |= {"scalar": [0.0] * num_dtypes, "dtype": [0.0] * num_dtypes}
     counterexamples: dict[str, str] = {}
-    total = sum(1 + run.examples for run in runs)
+    zeros = jnp.zeros(shape, float if dtype is None else dtype)
+    total = sum(1 + run.num_examples for run in runs)
     with tqdm(total=total, delay=1, disable=None if progress is None else not progress) as bar:
-        _compile(runs, jnp.zeros(shape, float if dtype is None else dtype), bar)
+        # Compilation takes most of the time, and can be done in parallel.
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(lambda run: run.excesses_at(dict.fromkeys(run.states, zeros)), runs):
+                bar.update()
         for run in runs:
-            run.update(excesses_by_law, counterexamples, bar)
-    return _report(lagrangian, excesses_by_law, counterexamples)
-
-
-def _report(lagrangian, excesses_by_law: Excesses, counterexamples: dict[str, str]) -> Report:
-    findings = [
+            for example in run.examples():
+                bar.update()
+                for law, excess in run.excesses_at(example).items():
+                    excesses_by_law[law].append(excess)
+            for law, excess in excesses_by_law.items():
+                if max(excess, default=0) > 1 and law not in counterexamples:
+                    counterexamples[law] = run.counterexample(law)
+    findings = (
         Finding(law, LAWS[law], len(excess), max(excess), counterexamples.get(law))
         for law, excess in excesses_by_law.items()
         if excess
-    ]
+    )
     return Report(lagrangian, tuple(findings))
-
-
-def _compile(runs: list["_Run"], x: Array, bar: tqdm) -> None:
-    """Compiles the programs of the runs in parallel, as that takes most of their time."""
-
-    def run_once(run):
-        # An error here occurs again in the run itself.
-        with contextlib.suppress(Exception):
-            run.laws(**dict.fromkeys(run.states, x))
-
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(run_once, runs):
-            bar.update()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,52 +163,43 @@ class _Run:
 
     laws: Callable[..., Laws]
     states: dict[str, SearchStrategy[PyTree]]
-    examples: int
+    num_examples: int
 
-    def update(self, excesses_by_law: Excesses, counterexamples: dict[str, str], bar: tqdm) -> None:
-        """Adds the excesses at each example, and the simplest violation of each broken law."""
-
-        def measure(example):
-            bar.update()
-            try:
-                found = excesses(self.laws(**example))
-            except Violation as violation:
-                found = {violation.law: math.inf}
-            for law, excess in found.items():
-                excesses_by_law[law].append(excess)
-
-        self._for_each_example(measure)
-        for law, excess in excesses_by_law.items():
-            if max(excess, default=0) > 1 and law not in counterexamples:
-                counterexamples[law] = self._counterexample(law)
-
-    def _counterexample(self, law: str) -> str:
-        def assert_law(example):
-            try:
-                check(self.laws(**example), example)
-            except Violation as violation:
-                if violation.law == law:
-                    raise
-
+    def excesses_at(self, example: dict[str, PyTree]) -> dict[str, float]:
         try:
-            self._for_each_example(assert_law)
+            return excesses(self.laws(**example))
+        except Violation as violation:
+            return {violation.law: math.inf}
+
+    def examples(self) -> list[dict[str, PyTree]]:
+        examples = []
+
+        def collect(example):
+            examples.append(example)
+            return False
+
+        with contextlib.suppress(NoSuchExample):
+            self._find(collect)
+        return examples
+
+    def counterexample(self, law: str) -> str:
+        """The text of the simplest violation."""
+        try:
+            example = self._find(lambda example: self.excesses_at(example).get(law, 0) > 1)
+            check(self.laws(**example), example)
         except Violation as violation:
             return str(violation)
+        except NoSuchExample:
+            pass
         return f"{law}: violated in the first run but not when repeated."
 
-    def _for_each_example(self, body: Callable[[dict[str, PyTree]], None]) -> None:
-        # Hypothesis derives the seed from this function, so that each body sees the same examples.
-        @hypothesis.settings(
-            max_examples=self.examples,
+    def _find(self, condition: Callable[[dict[str, PyTree]], bool]) -> dict[str, PyTree]:
+        # Hypothesis derives the seed from its `find`: every condition sees the same examples.
+        settings = hypothesis.settings(
+            max_examples=self.num_examples,
             deadline=None,
             derandomize=True,
-            report_multiple_bugs=False,
-            suppress_health_check=list(hypothesis.HealthCheck),  # pyright: ignore
             phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
             verbosity=hypothesis.Verbosity.quiet,
         )
-        @hypothesis.given(st.fixed_dictionaries(self.states))
-        def run(example):
-            body(example)
-
-        run()
+        return hypothesis.find(st.fixed_dictionaries(self.states), condition, settings=settings)

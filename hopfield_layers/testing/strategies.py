@@ -37,17 +37,13 @@ SCALES = st.sampled_from([1.0, 1e-6, 0.1, 10.0, 100.0, 1e4])
 GRAPHS = ("hypergraph", "memory", "pair", "tokens")
 
 
-def _positive(low: float, high: float) -> SearchStrategy[float]:
-    """Numbers of any size between these, 1 the simplest, with few digits."""
-    decades = st.floats(math.log10(low), math.log10(high))
-    return st.just(1.0) | decades.map(lambda decade: float(f"{10**decade:.3g}"))
-
-
-_TAUS = _positive(0.01, 100.0)
-_PARAMETERS = dict.fromkeys(("beta", "scale", "gamma"), _positive(0.01, 100.0)) | {
+# Of any size between 0.01 and 100, 1 the simplest, with few digits.
+_POSITIVE = st.just(1.0) | st.floats(-2, 2).map(lambda decade: float(f"{10**decade:.3g}"))
+_POWERS = st.just(2.0) | st.floats(1.25, 4, width=16)
+_PARAMETERS = {
+    **dict.fromkeys(("beta", "scale", "gamma"), _POSITIVE),
+    **dict.fromkeys(("n", "p"), _POWERS),
     "delta": st.just(0.0) | st.floats(-2, 2, width=16),
-    "n": st.just(2.0) | st.floats(1.25, 4, width=16),
-    "p": st.just(2.0) | st.floats(1.25, 4, width=16),
     "alpha": st.just(1.5) | st.floats(1.125, 3, width=16),
 }
 
@@ -64,18 +60,13 @@ def lagrangians(
         that it has. By default β, s and γ between 0.01 and 100, δ within ±2, n and p between 1.25
         and 4, α between 1.125 and 3; all others as the class has them.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> example = hl.testing.lagrangians(hl.LTanh, beta=3.0)
-    >>> hl.Layer(hl.LTanh(beta=3.0), 2)  # what it draws
-    Layer(lagrangian=LTanh(beta=3.0), shape=(2,), tau=1.0, bias=None, name=None)
-
-    ```
+    Examples:
+        >>> strategy = hl.testing.lagrangians(hl.LTanh, beta=3.0)
     """
     if kind is not None and not isinstance(kind, SearchStrategy):
-        unknown = [name for name in parameters if name not in inspect.signature(kind).parameters]
+        unknown = parameters.keys() - inspect.signature(kind).parameters
         if unknown:
-            raise TypeError(f"{getattr(kind, '__name__', kind)} has no parameter {unknown[0]!r}.")
+            raise TypeError(f"{getattr(kind, '__name__', kind)} has no parameter {min(unknown)!r}.")
     strategies = _PARAMETERS | {name: _as_strategy(value) for name, value in parameters.items()}
 
     def with_parameters(kind):
@@ -91,26 +82,23 @@ def layers(
     tau: ValueOrStrategy[ArrayLike] | None = None,
     bias: ValueOrStrategy[ArrayLike | None] | Literal["any"] = "any",
 ) -> SearchStrategy[hl.Layer]:
-    """Layers with any of the library's Lagrangians, time constants and biases.
+    """Layers with any Lagrangian, time constant and bias. Arguments are values or strategies.
 
     **Arguments:**
 
-    - `lagrangian`: a Lagrangian, a convex callable, or a strategy for either. By default any of
-        [`hopfield_layers.testing.lagrangians`][].
-    - `shape`: a tuple of sizes or a strategy for one. By default (5,) or (2, 3).
-    - `tau`: τ or a strategy for it. By default between 0.01 and 100.
-    - `bias`: None, an array of the shape, or a strategy for either. By default entries within ±2.
+    - `lagrangian`: by default any of [`hopfield_layers.testing.lagrangians`][]; or a callable.
+    - `shape`: by default (5,) or (2, 3).
+    - `tau`: by default between 0.01 and 100.
+    - `bias`: None or an array of the shape. By default entries within ±2.
 
-    ```python
-    >>> import hypothesis
-    >>> from hopfield_layers.testing import assert_energy_bounded, layers, states
-    >>> @hypothesis.settings(max_examples=5, deadline=None)
-    ... @hypothesis.given(layers(lagrangian=lambda x: (x**2).sum(), shape=3), states((3,)))
-    ... def test_energy_is_bounded(layer, x):
-    ...     assert_energy_bounded(layer, x)
-    >>> test_energy_is_bounded()
-
-    ```
+    Examples:
+        >>> import hypothesis
+        >>> from hopfield_layers.testing import assert_energy_bounded, layers, states
+        >>> @hypothesis.settings(max_examples=5, deadline=None)
+        ... @hypothesis.given(layers(lagrangian=lambda x: (x**2).sum(), shape=3), states((3,)))
+        ... def test_energy_is_bounded(layer, x):
+        ...     assert_energy_bounded(layer, x)
+        >>> test_energy_is_bounded()
     """
     if lagrangian is not None and not isinstance(lagrangian, SearchStrategy):
         lagrangian = checked_lagrangian(lagrangian)
@@ -121,7 +109,7 @@ def layers(
         biases = _filled(sizes, st.floats(-2, 2, width=16))
         b = draw(biases if isinstance(bias, str) else _as_strategy(bias))
         drawn = draw(_as_strategy(lagrangian, lagrangians()))
-        return hl.Layer(drawn, sizes, draw(_as_strategy(tau, _TAUS)), bias=b)
+        return hl.Layer(drawn, sizes, draw(_as_strategy(tau, _POSITIVE)), bias=b)
 
     return layer()
 
@@ -144,16 +132,8 @@ def networks(
     - `tau`: τ of a layer or a strategy for it. By default between 0.01 and 100.
     - `bias`: None for none, or "any" for entries within ±2.
 
-    ```python
-    >>> import hypothesis
-    >>> from hopfield_layers.testing import assert_energy_bounded, networks
-    >>> @hypothesis.settings(max_examples=3, deadline=None)
-    ... @hypothesis.given(network=networks("pair"))
-    ... def test_energy_is_bounded(network):
-    ...     assert_energy_bounded(network, network.init_states())
-    >>> test_energy_is_bounded()
-
-    ```
+    Examples:
+        >>> strategy = hl.testing.networks("pair", scale=0.5)
     """
 
     @st.composite
@@ -218,12 +198,8 @@ def states(
     - `extremes`: whether an entry may also be the dtype's largest, smallest or a subnormal one,
         whatever the scale. By default True if `scale` is not given.
 
-    ```python
-    >>> import hopfield_layers as hl
-    >>> import jax.numpy as jnp
-    >>> strategy = hl.testing.states({"a": jnp.zeros(5), "b": jnp.zeros((2, 3))}, scale=1.0)
-
-    ```
+    Examples:
+        >>> strategy = hl.testing.states({"a": jnp.zeros(5), "b": jnp.zeros((2, 3))}, scale=1.0)
     """
     extremes = scale is None if extremes is None else extremes
     leaves, structure = jax.tree.flatten(_template(model))
@@ -240,9 +216,8 @@ def states(
 
 def _template(model: PyTree) -> PyTree:
     """The state's structure and shapes."""
-    for name in ("init_state", "init_states"):
-        if hasattr(model, name):
-            return jax.eval_shape(getattr(model, name))
+    if init := getattr(model, "init_state", getattr(model, "init_states", None)):
+        return jax.eval_shape(init)
     if isinstance(model, tuple) and all(isinstance(size, int) for size in model):
         return jax.ShapeDtypeStruct(model, float)
     # The arrays of these are parameters and no states.
@@ -258,8 +233,7 @@ def _template(model: PyTree) -> PyTree:
 @st.composite
 def _arrays(draw, shape, scales, dtype, extremes) -> Array:
     """Arrays of this shape: an offset, plus the scale times entries within ±1."""
-    info = jnp.finfo(dtype)
-    most, tiny = float(info.max), float(info.tiny)
+    most, tiny = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).tiny)
     entries = st.sampled_from([0.0, 1.0, -1.0, -0.0, 0.5]) | st.floats(-1, 1)
     equal = draw(st.booleans())
     x = np.full(shape, draw(entries)) if equal else draw(_filled(shape, entries))
@@ -276,8 +250,7 @@ def _arrays(draw, shape, scales, dtype, extremes) -> Array:
 
 def _filled(shape, entries: SearchStrategy[float]) -> SearchStrategy[np.ndarray]:
     """Arrays of independent entries."""
-    size = math.prod(shape)
-    drawn = st.lists(entries, min_size=size, max_size=size)
+    drawn = st.lists(entries, min_size=math.prod(shape), max_size=math.prod(shape))
     return drawn.map(lambda values: np.reshape(np.array(values, np.float64), shape))
 
 

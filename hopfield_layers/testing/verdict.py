@@ -33,13 +33,11 @@ LAWS = {
 
 
 class Violation(AssertionError):
-    """A law that doesn't hold, an `AssertionError`; `law` is its name.
+    """A law that doesn't hold; `law` is its name.
 
     The text has the law's formula with the numbers, the unit at which it is missed the most, by how
     much, and what rounding explains.
     """
-
-    law: str
 
     def __init__(self, law: str, text: str):
         super().__init__(f"{law}: {text}")
@@ -84,11 +82,10 @@ Laws = dict[str, list[Measured]]
 def excesses(laws: Laws) -> dict[str, float]:
     """The largest excess of each law up to the first broken one, as those after it presume it."""
     found = {}
-    for law in LAWS:
-        if laws.get(law):
-            found[law] = max(_largest(measured) for measured in laws[law])
-            if found[law] > 1:
-                break
+    for law in filter(laws.get, LAWS):
+        found[law] = max(map(_largest, laws[law]))
+        if found[law] > 1:
+            break
     return found
 
 
@@ -105,7 +102,7 @@ def check(laws: Laws, example: dict[str, PyTree]) -> None:
 
 def _message(law: str, measured: Measured, example: dict[str, PyTree]) -> str:
     """The unit at which a law is broken the most, the sides there, their terms and the example."""
-    excess = np.asarray(measured.excess())
+    excess = measured.excess()
     unit = tuple(int(i) for i in np.unravel_index(np.argmax(excess), excess.shape))
     left, right, tolerance = (
         np.broadcast_to(np.asarray(side, np.float64), excess.shape)[unit]
@@ -134,10 +131,10 @@ def _formatted(value: PyTree) -> str:
         return np.array2string(np.asarray(value), max_line_width=10**6, separator=", ")
 
 
-def finite(results: dict[str, Array], out_of_range: Array | None = None) -> Measured:
+def finite(results: dict[str, Array], out_of_range: ArrayLike = 0) -> Measured:
     """The law "finite": none of these is NaN, and nothing else out of range."""
     count = sum(jnp.sum(jnp.isnan(x)) for x in results.values())
-    return Measured(count if out_of_range is None else count + out_of_range, 0.0, 0.5, results)
+    return Measured(count + out_of_range, 0.0, 0.5, results)
 
 
 def rounding(*sizes: ArrayLike) -> Array:
