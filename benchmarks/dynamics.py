@@ -64,14 +64,20 @@ def cases() -> dict[str, Case]:
     }
 
 
-def cell(case: Case, solver: diffrax.AbstractSolver) -> str:
+def cell(case: Case, solver: diffrax.AbstractSolver | hl.BlockUpdates) -> str:
     """The evaluations of a case with one solver."""
-    if case.flow == "state" and isinstance(solver, hl.ETD2RK | hl.ETD4RK):
-        return "–"  # these are for the activation flow
+    activation_only = hl.ETD2RK | hl.ETD4RK | hl.BlockUpdates
+    if case.flow == "state" and isinstance(solver, activation_only):
+        return "–"
+    if isinstance(solver, hl.BlockUpdates) and case.run is not hl.relax:
+        return "–"
 
     def run(model: hl.AbstractEnergyModel) -> Any:
         return case.run(model, case.x0, *case.end, flow=case.flow, solver=solver, **case.options)
 
+    if isinstance(solver, hl.BlockUpdates):
+        # A sweep evaluates the drive of each layer once, at different states.
+        return f"{run(case.model).num_steps + 1}"
     result, count = evaluations(run, case.model)
     relaxed = isinstance(result, hl.Relaxation)
     done = result.converged if relaxed else result.result == diffrax.RESULTS.successful
@@ -82,6 +88,7 @@ def table():
     """Prints the cases of the main README, with the evaluations of each solver."""
     krylov = hl.newton_krylov()
     solvers = {
+        "BlockUpdates": hl.BlockUpdates(),
         "ETD2RK": hl.ETD2RK(),
         "ETD4RK": hl.ETD4RK(),
         "Tsit5": diffrax.Tsit5(),

@@ -117,7 +117,7 @@ def pairs(units: int, *batch: int) -> dict[str, tuple[Callable, tuple, Callable,
     x0 = jr.normal(jr.key(1), (*batch, units), jnp.float32)
     t1, rtol, atol = (jnp.array(number, jnp.float32) for number in (20.0, 1e-5, 1e-7))
     tol = jnp.array(1e-5, jnp.float32)
-    ours = lambda layer, x0, tol: hl.relax(layer, x0, tol=tol)
+    ours = lambda layer, x0, tol: hl.relax(layer, x0, tol=tol, solver=hl.ETD2RK())
     with_ours = functools.partial(solve_by_hand, field=hl.EnergyFlow)
     solve, same, relax = (vmapped(fn, batch) for fn in (solve_by_hand, with_ours, relax_by_hand))
     return {

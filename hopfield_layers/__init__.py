@@ -28,7 +28,8 @@ import typing
 # fmt: off
 # isort: off
 from .dynamics import (
-    energy_descent, EnergyFlow, ETD2RK, ETD4RK, newton_krylov, relax, Relaxation, solve,
+    BlockUpdates, energy_descent, EnergyFlow, ETD2RK, ETD4RK, newton_krylov, relax, Relaxation,
+    solve,
 )
 from .lagrangians import (
     AbstractLagrangian, as_lagrangian, LCosh, LEntmax, LExp, LGhostmax, LIdentity, LLayerNorm,
@@ -58,14 +59,15 @@ __version__ = importlib.metadata.version("hopfield_layers")
 # fmt: off
 __all__ = [
     "ETD2RK", "ETD4RK", "HAM", "AbstractEnergyModel", "AbstractLagrangian", "AbstractSynapse",
-    "AttentionSynapse", "BiasSynapse", "ConvSynapse", "CoshLayer", "DenseSynapse", "EnergyFlow",
-    "EntmaxLayer", "ExpLayer", "GhostmaxLayer", "HiddenSynapse", "HiddenTensorSynapse",
-    "IdentityLayer", "LCosh", "LEntmax", "LExp", "LGhostmax", "LIdentity", "LLayerNorm", "LPower",
-    "LRelu", "LRepu", "LRexp", "LSigmoid", "LSoftmax", "LSparsemax", "LSphericalNorm", "LTanh",
-    "Layer", "LayerNormLayer", "MakeLayer", "MixerSynapse", "PowerLayer", "Relaxation",
-    "ReluLayer", "RepuLayer", "RexpLayer", "SelfAttentionSynapse", "SigmoidLayer", "SoftmaxLayer",
-    "SparsemaxLayer", "SphericalNormLayer", "TanhLayer", "as_lagrangian", "energy_descent",
-    "make_layer", "newton_krylov", "relax", "solve",
+    "AttentionSynapse", "BiasSynapse", "BlockUpdates", "ConvSynapse", "CoshLayer",
+    "DenseSynapse", "EnergyFlow", "EntmaxLayer", "ExpLayer", "GhostmaxLayer", "HiddenSynapse",
+    "HiddenTensorSynapse", "IdentityLayer", "LCosh", "LEntmax", "LExp", "LGhostmax",
+    "LIdentity", "LLayerNorm", "LPower", "LRelu", "LRepu", "LRexp", "LSigmoid", "LSoftmax",
+    "LSparsemax", "LSphericalNorm", "LTanh", "Layer", "LayerNormLayer", "MakeLayer",
+    "MixerSynapse", "PowerLayer", "Relaxation", "ReluLayer", "RepuLayer", "RexpLayer",
+    "SelfAttentionSynapse", "SigmoidLayer", "SoftmaxLayer", "SparsemaxLayer",
+    "SphericalNormLayer", "TanhLayer", "as_lagrangian", "energy_descent", "make_layer",
+    "newton_krylov", "relax", "solve",
 ]
 # fmt: on
 

@@ -129,6 +129,10 @@ class Layer(AbstractEnergyModel):
         """−L(0), the least energy, attained at x = b."""
         return 0 - self.lagrangian(jnp.zeros(self.shape))  # −L would be −0 where L is 0
 
+    def synaptic_slopes(self, g: Float[Array, "*state"]) -> Float[Array, "*state"]:
+        """0: no synapse joins a layer to anything."""
+        return jnp.zeros_like(g)
+
     def coupled(self, held: Bool[ArrayLike, "*state"]) -> Bool[Array, "*state"]:
         """The units whose activation depends on a unit of `held`, those of `held` among them."""
         held, ndim = jnp.asarray(held), len(self.shape)

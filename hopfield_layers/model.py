@@ -27,6 +27,8 @@ class AbstractEnergyModel(eqx.Module):
     | `model.dEdg(x)` | u = ∂E/∂g, likewise |
     | `model.tau` | τ > 0 in units of t, a tree of numbers that is a prefix of x |
     | `model.coupled(held)` | optional: the units whose activation depends on a unit of `held` |
+    | `model.blocks()` | optional: which arrays [`hopfield_layers.BlockUpdates`][] move together |
+    | `model.synaptic_slopes(g)` | optional: ∂E_s/∂g = u − z of one sample, for faster gradients |
 
     The state is any tree of arrays. L must be a sum of convex functions, one of each array: then E
     falls along both flows of [`hopfield_layers.EnergyFlow`][]. A model whose energy is a scalar for
@@ -34,7 +36,9 @@ class AbstractEnergyModel(eqx.Module):
 
     `coupled` takes and returns a tree of booleans like x. A clamp of the activation flow must not
     hold a unit whose activation depends on one that is free; without this method all units of an
-    array are taken to depend on one another.
+    array are taken to depend on one another. `blocks` returns trees of booleans, prefixes of x,
+    with each array in one of them; without it all arrays move at once. With `synaptic_slopes` the
+    derivatives of [`hopfield_layers.relax`][] come by conjugate gradients, without it by GMRES.
 
     Examples:
         >>> class Springs(hl.AbstractEnergyModel):

@@ -154,6 +154,26 @@ class HAM(AbstractEnergyModel):
         _check_known("no layer", held, self._order)
         return {name: self.layers[name].coupled(mask) for name, mask in held.items()}
 
+    def blocks(self) -> tuple[dict[str, bool], ...]:
+        """For each of the sets of layers that no connection joins to one another, who is in it."""
+        colours: dict[str, int] = {}
+        for name in self._order:
+            joined = [c.layers for c in self.connections if name in c.layers]
+            taken = {colours.get(other) for layers in joined for other in layers}
+            colours[name] = next(i for i in range(len(self.layers)) if i not in taken)
+        return tuple(
+            {name: colour == block for name, colour in sorted(colours.items())}
+            for block in range(max(colours.values()) + 1)
+        )
+
+    def synaptic_slopes(self, gs: State) -> State:
+        """∂E_s/∂g of each layer, as a function of the activations of one sample."""
+
+        def synaptic_energy(gs):
+            return sum(self._connection_energies(gs).values(), 0.0)
+
+        return jax.grad(synaptic_energy)(gs)
+
     def init_states(
         self, bs: SupportsIndex | None = None, rng: PRNGKeyArray | None = None
     ) -> State:
@@ -198,10 +218,7 @@ class HAM(AbstractEnergyModel):
         return functools.reduce(jnp.add, jax.tree.leaves(self._energies(xs)))
 
     def _drive(self, xs: State) -> State:
-        def synaptic_energy(gs):
-            return sum(self._connection_energies(gs).values(), 0.0)
-
-        slopes = jax.grad(synaptic_energy)(self._activations(xs))
+        slopes = self.synaptic_slopes(self._activations(xs))
         return {name: layer._drive(xs[name]) + slopes[name] for name, layer in self.layers.items()}
 
     def _connection_energies(self, gs: State) -> dict[str, Array]:

@@ -26,6 +26,7 @@ What each file tests:
 |---|---|
 | `test_solve` | solutions are SciPy's, and every solver and option of Diffrax works |
 | `test_relax` | relaxations reach fixed points, say whether they did, and have right derivatives |
+| `test_block_updates` | they bring every network to rest in few drives, with right derivatives |
 | `test_clamp` | clamped units keep their values; masks that would let the energy rise are errors |
 | `test_descent` | under `energy_descent` no accepted step raises the energy |
 | `test_exponential` | the exponential solvers have their orders, and are exact in the leak |
@@ -42,6 +43,7 @@ What each file tests:
 | helpers | |
 |---|---|
 | `instances` | one of everything, for the laws to run over |
+| `networks` | chains, binary networks and random ones, which relax |
 | `zoo` | wrong models, with the law that each breaks |
 | `accuracy` | the exact values, and the errors in ulps |
 | `compiling` | programs optimized as users compile them |

@@ -85,6 +85,10 @@ class Network(hl.AbstractEnergyModel):
         g, z = self.activations(x), {n: layer.dEdg(x[n]) for n, layer in self.layers.items()}
         return {"a": z["a"] - g["b"] @ self.W.T, "b": z["b"] - g["a"] @ self.W}
 
+    def blocks(self) -> tuple[dict[str, bool], ...]:
+        """W joins no layer to itself, so that each layer is a block."""
+        return {"a": True, "b": False}, {"a": False, "b": True}
+
     def coupled(self, held: PyTree) -> PyTree:
         """The units whose activation depends on a held one, as each layer declares them."""
         return {name: layer.coupled(held[name]) for name, layer in self.layers.items()}

@@ -37,9 +37,8 @@ RUNS = {
     "relax": lambda ham, x: hl.relax(ham, x, throw=False).x,
 }
 # Products with weights in the program: the energy has one with each weight, a field two. `solve`
-# has one field before its loop and one inside, in the loop over the stages. `relax` has one field
-# before its loop, and inside two stages and the further products of the energy.
-PRODUCTS = {"energy": 3, "activation flow": 6, "state flow": 6, "solve": 12, "relax": 20}
+# has one field before its loop and one inside, in the loop over the stages.
+PRODUCTS = {"energy": 3, "activation flow": 6, "state flow": 6, "solve": 12}
 # The most temporary numbers per unit, hidden units included.
 TEMPORARIES = {"energy": 4, "activation flow": 2, "state flow": 3, "solve": 16, "relax": 24}
 
@@ -55,7 +54,14 @@ def states(batch):
 def test_products_and_memory(name, batch):
     program = compiled(RUNS[name], HAM, states(batch))
     text = program_text(program)
-    assert text.count(" dot(") == PRODUCTS[name], text
+    if name in PRODUCTS:
+        assert text.count(" dot(") == PRODUCTS[name], text
+    else:
+        # The loop with the history of Anderson's method: a sweep evaluates the energy and the drive
+        # of {a, c}, and that of {b} after these moved.
+        parts = re.split(r"\n(?=%|ENTRY)", text)
+        loops = [p for p in parts if "f32[5,60]" in p and not p.startswith("ENTRY")]
+        assert max(part.count(" dot(") for part in loops) <= 8, text
     moved = re.findall(r"= f32\[(\d+),(\d+)\]\S* (?:transpose|copy)\(", text)
     assert {(int(m), int(n)) for m, n in moved}.isdisjoint(
         shape[::step] for shape in WEIGHTS.values() for step in (1, -1)
@@ -107,7 +113,7 @@ def test_evaluations_of_a_path(solver, stages):
 def test_evaluations_until_rest():
     rest, count = evaluations(lambda model: hl.relax(model, jnp.ones(5)), NETWORKS["memory"])
     assert int(rest.num_steps) <= 3
-    assert count == 2 * int(rest.num_steps) + 1
+    assert count == int(rest.num_steps) + 1
 
 
 def test_compilations(compilations):

@@ -90,7 +90,7 @@ def test_the_plateau_of_exponential_units(flow):
     rest = hl.relax(hl.ExpLayer(5), x0, flow=flow)
     np.testing.assert_allclose(rest.x, jnp.zeros(5), atol=1e-10)
     np.testing.assert_allclose(rest.energy, -5.0, rtol=1e-15)
-    assert (rest.time > 4000) == (flow == "state")
+    assert (rest.time is not None and bool(rest.time > 4000)) == (flow == "state")
 
 
 def test_frozen_units_do_not_affect_convergence():
@@ -123,10 +123,12 @@ def test_steps_do_not_cycle_near_a_fixed_point_of_layer_norm():
 
 def test_a_tolerance_out_of_reach_gives_finite_results():
     # With a tolerance below rounding the steps grow to a bound; then Euler steps that overflow.
-    rest = hl.relax(NETWORK, X0, tol=1e-300, throw=False)
-    assert not rest.converged
-    assert rest.residual < 1e-15
-    assert jnp.isfinite(rest.time)
+    for solver in (None, hl.ETD2RK()):
+        rest = hl.relax(NETWORK, X0, tol=1e-300, solver=solver, throw=False)
+        assert not rest.converged
+        assert rest.residual < 1e-15
+        assert (rest.time is None) == (solver is None)
+        assert rest.time is None or jnp.isfinite(rest.time)
     x0 = jnp.array([-80.0, 80.0], jnp.float32)
     keywords = {"solver": diffrax.Euler(), "stepsize_controller": diffrax.ConstantStepSize()}
     rest = hl.relax(hl.ExpLayer(2), x0, flow="state", dt0=1e9, max_steps=5, throw=False, **keywords)
@@ -198,9 +200,11 @@ def residual_and_rounding(layer, x, flow, eps):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_converged_means_a_small_residual_at_every_scale(name, dtype, flow):
-    # float16 and bfloat16 states are relaxed in float32.
-    layer = LAYERS[name]
-    dtypes = {"float32": ["float32", "float16", "bfloat16"], "float64": ["float64"]}[dtype]
+    # float16 and bfloat16 states are relaxed in float32: a few layers show it, as each dtype is a
+    # program of its own.
+    layer, dtypes = LAYERS[name], [dtype]
+    if dtype == "float32" and name in ("exp", "softmax", "tanh"):
+        dtypes += ["float16", "bfloat16"]
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer)
 
     @hypothesis.settings(max_examples=20)
@@ -219,7 +223,7 @@ def test_converged_means_a_small_residual_at_every_scale(name, dtype, flow):
             layer, jnp.asarray(x0, dtype), flow=flow, tol=tol, max_steps=100, throw=False
         )
         assert np.all(np.isfinite(rest.x))
-        for each in (rest.energy, rest.residual, rest.time):
+        for each in jax.tree.leaves((rest.energy, rest.residual, rest.time)):
             assert not np.any(np.isnan(each))
         assert rest.num_steps <= 100
         eps = float(jnp.finfo(rest.x.dtype).eps)
@@ -396,6 +400,7 @@ def test_out_of_steps():
     x = rest.x["a"][1]
     np.testing.assert_allclose(rest.residual, -x * np.exp(x), rtol=1e-12)
     np.testing.assert_allclose(rest.energy, pair.energy(rest.x), rtol=1e-12)
+    assert rest.time is not None
     assert 0 < rest.time < 1e6
 
 

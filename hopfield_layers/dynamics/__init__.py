@@ -1,5 +1,6 @@
 """How a model's state moves: its vector field, solutions of it, and where it comes to rest."""
 
+from .block_updates import BlockUpdates as BlockUpdates
 from .descent import energy_descent as energy_descent
 from .exponential import ETD2RK as ETD2RK, ETD4RK as ETD4RK
 from .flow import EnergyFlow as EnergyFlow

@@ -7,7 +7,8 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree, Real
 
 from ..model import AbstractEnergyModel
 from .flow import EnergyFlow
@@ -82,7 +83,9 @@ class StepEnd(eqx.Module):
     energy: Float[Array, "*batch"]
 
 
-def step_end(field: EnergyFlow, t: Array, x: PyTree, u: PyTree | None = None) -> StepEnd:
+def step_end(
+    field: EnergyFlow, t: Real[ArrayLike, ""], x: PyTree, u: PyTree | None = None
+) -> StepEnd:
     """The end of a step at the state x, where u may be known already."""
     field, x, u = without_derivatives((field, x, u))
     u = field.drive(t, x) if u is None else u
@@ -131,7 +134,7 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
             next_t0 = t1
             end, inner = tree_where(t1 >= state.end, (end, inner), (state.end, state.inner))
         after = step_end(self.field, t1, y1_candidate) if after is None else after
-        falls = _energy_falls(y0, state.start, y1_candidate, after)
+        falls = jnp.all(energy_change(y0, state.start, y1_candidate, after) < 1)
         uphill, keep = keep & ~falls, keep & falls
         before = t0, state.end, state.inner
         next_t0, end, inner = tree_where(uphill, before, (next_t0, end, inner))
@@ -154,8 +157,12 @@ class _AdaptiveDescent(_AbstractDescent, diffrax.AbstractAdaptiveStepSizeControl
     norm: Callable[[PyTree], Array]
 
 
-def _energy_falls(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: StepEnd) -> Array:
-    """Whether the energy of no sample rises by more than rounding explains."""
+def energy_change(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: StepEnd) -> Array:
+    """−1 where the energy of a sample falls, 1 where it rises, and between them if that is unsure.
+
+    Where rounding hides the sign it is that of ½ Σ (u₀ + u₁)(g₁ − g₀), which doesn't cancel, and
+    half of it or 0 where rounding may hide that too.
+    """
     rise = end.energy - start.energy
     eps = jnp.finfo(rise.dtype).eps
     num_units = sum(x.size for x in jax.tree.leaves(x0)) // max(rise.size, 1)
@@ -165,12 +172,18 @@ def _energy_falls(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: Ste
         return jnp.abs(step_end.energy) + sum_over_units(products, rise)
 
     def work(x0, x1, g0, g1, u0, u1):
-        u, change = (u0 + u1) / 2, g1 - g0
-        noise = (abs(x0) + abs(x1)) * abs(change) + abs(u) * (abs(g0) + abs(g1))
-        return u * change - 8 * eps * noise
+        return (u0 + u1) / 2 * (g1 - g0)
+
+    def noise(x0, x1, g0, g1, u0, u1):
+        sizes = (abs(x0) + abs(x1)) * abs(g1 - g0) + abs(u0 + u1) / 2 * (abs(g0) + abs(g1))
+        return 8 * eps * sizes
+
+    def total(fn):
+        return sum_over_units(jax.tree.map(fn, x0, x1, start.g, end.g, start.u, end.u), rise)
 
     rounding = (8 + num_units**0.5) * eps * (size(x0, start) + size(x1, end))
-    works = jax.tree.map(work, x0, x1, start.g, end.g, start.u, end.u)
-    downhill = sum_over_units(works, rise) <= 0
-    falls = jnp.where(rise < -rounding, True, (rise <= rounding) & downhill)
-    return jnp.all(jnp.where(jnp.isfinite(rounding), falls, end.energy <= start.energy))
+    works, noises = total(work), total(noise)
+    by_work = jnp.where(jnp.abs(works) <= noises, 0.5, 1) * jnp.sign(works)
+    change = jnp.where(jnp.abs(rise) <= rounding, by_work, jnp.sign(rise))
+    by_energy = jnp.where(end.energy <= start.energy, jnp.where(rise < 0, -1, 0), 1)
+    return jnp.where(jnp.isfinite(rounding), change, by_energy)

@@ -1,16 +1,11 @@
 """Linear and nonlinear equations without matrices, for implicit solvers and derivatives."""
 
-import functools as ft
-
 import diffrax
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
-
-from .state_trees import tree_where
 
 
 def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFinder:
@@ -44,7 +39,7 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
     if restart < 1:
         raise ValueError(f"Expected a restart of 1 at least, got {restart}.")
     return diffrax.with_stepsize_controller_tols(optx.Newton)(
-        linear_solver=Krylov(rtol, (restart, 4)), cauchy_termination=False
+        linear_solver=Krylov(rtol, restart, 4), cauchy_termination=False
     )
 
 
@@ -75,20 +70,15 @@ _FROM_CONTROLLER = diffrax.with_stepsize_controller_tols(optx.Newton)().rtol
 class Krylov(lx.AbstractLinearSolver):
     """GMRES with a tolerance relative to the right-hand side's largest entry.
 
-    That of lineax is relative to each entry, which entries of 0 cannot meet. A cycle of GMRES makes
-    all its products whether it needs them or not, so that an attempt with few and short cycles may
-    precede one with many and long ones, which only runs if a sample needs it.
+    That of lineax is relative to each entry, which entries of 0 cannot meet.
     """
 
-    attempts: tuple[lx.GMRES, ...]
+    gmres: lx.GMRES
 
-    def __init__(self, rtol: float, *attempts: tuple[int, int]):
-        """Each attempt is a pair of the directions in a cycle and the most cycles."""
+    def __init__(self, rtol: float, restart: int, cycles: int):
+        """GMRES keeps `restart` directions in each of its cycles."""
         # lineax counts the first residual as a cycle, and needs another to see that it is done.
-        self.attempts = tuple(
-            lx.GMRES(rtol, rtol, restart=restart, max_steps=cycles + 2)
-            for restart, cycles in attempts
-        )
+        self.gmres = lx.GMRES(rtol, rtol, restart=restart, max_steps=cycles + 2)
 
     def compute(self, state, vector, options):
         """That of GMRES, for the vector divided by its size."""
@@ -97,19 +87,7 @@ class Krylov(lx.AbstractLinearSolver):
         size = lx.internal.max_norm(vector)
         size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
         unit = jax.tree.map(lambda v: v / size, vector)
-
-        def solve(gmres):
-            return gmres.compute(state, unit, options)[:2]
-
-        found = solve(self.attempts[0])
-        for gmres in self.attempts[1:]:
-            unsolved = found[1] != lx.RESULTS.successful
-            again = jax.lax.cond(
-                eqxi.unvmap_any(unsolved), ft.partial(solve, gmres), lambda found=found: found
-            )
-            solution = tree_where(unsolved, again[0], found[0])
-            found = solution, lx.RESULTS.where(unsolved, again[1], found[1])
-        solution, result = found
+        solution, result, _ = self.gmres.compute(state, unit, options)
         return jax.tree.map(lambda v: v * size, solution), result, {}
 
     # These of GMRES do not depend on its fields.

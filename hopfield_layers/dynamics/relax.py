@@ -1,5 +1,6 @@
 """Relaxation to a fixed point."""
 
+import functools as ft
 import math
 import operator
 
@@ -13,12 +14,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Real
 
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
-from .descent import descend_along, energy_descent, without_derivatives
-from .exponential import ETD2RK
-from .flow import EnergyFlow, time_constants
-from .newton_krylov import newton_krylov, with_tolerances_of
+from .block_updates import BlockUpdates, Updates
+from .descent import without_derivatives
+from .fixed_point import settle
+from .flow import EnergyFlow
+from .flow_to_rest import follow
 from .problems import InitialValueProblem, ProblemArguments
-from .settling import FlowToRest, largest, settle
+from .rest import limit_of, Tolerance
+from .state_trees import largest
 
 
 class Relaxation(eqx.Module):
@@ -30,8 +33,8 @@ class Relaxation(eqx.Module):
     - `energy`: E − Σ I·g there.
     - `residual`: the largest |τ dx/dt| of all units there, in the units of x.
     - `converged`: whether |τ dx/dt| is within the tolerance in every unit.
-    - `time`: the time t that the flow took, in the units of τ.
-    - `num_steps`: the steps it took, rejected ones included.
+    - `time`: the time t that the flow took, in the units of τ, or None if no flow was followed.
+    - `num_steps`: the steps it took, rejected ones included; of `BlockUpdates` the sweeps.
 
     x and the energy have derivatives; those of the others are 0.
 
@@ -45,7 +48,7 @@ class Relaxation(eqx.Module):
     energy: Float[Array, "*batch"]
     residual: Float[Array, "*batch"]
     converged: Bool[Array, "*batch"]
-    time: Float[Array, "*batch"]
+    time: Float[Array, "*batch"] | None
     num_steps: Int[Array, "*batch"]
 
 
@@ -57,29 +60,34 @@ def relax(
     clamp: StateLike | None = None,
     inputs: StateLike | None = None,
     tol: Real[ArrayLike, "..."] | None = None,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: BlockUpdates | diffrax.AbstractSolver | None = None,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     dt0: Real[ArrayLike, "..."] | None = None,
     max_steps: int = 4096,
+    progress_meter: diffrax.AbstractProgressMeter | None = None,
     throw: bool = True,
 ) -> Relaxation:
-    """Follows τ dx/dt = −∂E/∂g, or −∂E/∂x, from x0 to rest: |τ dx/dt| < tol in every unit.
+    """Brings a model to rest downhill of x0: |τ dx/dt| < tol in every unit.
 
-    Each unit is measured by itself and in units of τ dx/dt, apart from the tolerances of the steps,
-    so that one large or slow unit can't hide another. By default the steps are as long as they may
-    be while the energy falls; where −E_s is convex in g, as for a modern Hopfield memory, the first
-    may be its update already.
+    The default, [`hopfield_layers.BlockUpdates`][], doesn't follow the flow. Where it comes to rest
+    the energy is at most that of x0, but it may be another attractor than the flow's own. Where
+    basins of attraction matter, follow the flow τ dx/dt = −∂E/∂g in steps of a given accuracy:
+    `solver=ETD2RK(), stepsize_controller=diffrax.PIDController(1e-3, 1e-3), dt0=0.1`.
+
+    Each unit is measured by itself and in units of τ dx/dt, so that one large or slow unit can't
+    hide another, and each sample of a batch ends by itself.
 
     The derivative of the result, forward or reverse, with respect to parameters, inputs and clamped
     values is that of the fixed point, by the implicit function theorem: dx* solves
-    (I + S H) dx* = −∂u/∂θ dθ, with S = ∂²E_s/∂g² and H = ∂²L/∂x², by GMRES, without matrices and
-    without the steps. For `flow="activation"` that is exact, and 0 with respect to free units of
-    x0. For `flow="state"` the derivatives of g* and of the energy are exact where u = 0, or
-    where H u = 0 in a neighbourhood of x (a softmax's row, a dead ReLU). x* itself also depends on
-    what H can't move of x0 (the mean of the row, the dead unit), which its derivative ignores; and
-    with a clamp a Lagrangian of your own must declare its `coupled_axes`, see
-    [`hopfield_layers.as_lagrangian`][]. Where a sample didn't converge the derivative means
-    nothing, and where GMRES fails for a sample, lineax raises its error.
+    (I + S H) dx* = −∂u/∂θ dθ, with S = ∂²E_s/∂g² and H = ∂²L/∂x², without matrices and without the
+    steps: by conjugate gradients in the inner product aᵀHb, in which the system is symmetric, and
+    by GMRES where that fails, as at a saddle. For `flow="activation"` it is exact, and 0 with
+    respect to free units of x0. For `flow="state"` the derivatives of g* and of the energy are
+    exact where u = 0, or where H u = 0 in a neighbourhood of x (a softmax's row, a dead ReLU). x*
+    itself also depends on what H can't move of x0 (the mean of the row, the dead unit), which its
+    derivative ignores; and with a clamp a Lagrangian of your own must declare its `coupled_axes`,
+    see [`hopfield_layers.as_lagrangian`][]. Where a sample didn't converge the derivative means
+    nothing, but a cotangent of 0 gives 0 there: masked out of a loss, it is out of the gradient.
 
     **Arguments:**
 
@@ -88,25 +96,29 @@ def relax(
     - `inputs`: the external input I, a tree of arrays that broadcast to x0.
     - `tol`: the bound on |τ dx/dt|, in the units of x, greater than 0. By default ε^(2/3)·(1 + |x|)
         for each unit, 4e-11 in float64 and 2e-5 in float32, ε being the dtype's.
-    - `solver`: any diffrax solver of a single `ODETerm`. By default [`hopfield_layers.ETD2RK`][],
-        and for the state flow `diffrax.ImplicitEuler` with [`hopfield_layers.newton_krylov`][].
+    - `solver`: a [`hopfield_layers.BlockUpdates`][], or any diffrax solver of a single `ODETerm`,
+        which follows the flow. By default the former; for the state flow `diffrax.ImplicitEuler`
+        with [`hopfield_layers.newton_krylov`][]; and [`hopfield_layers.ETD2RK`][] where one of the
+        next two is given.
     - `stepsize_controller`: a controller of diffrax that does not step to given times, for every
         step begins at t = 0. By default [`hopfield_layers.energy_descent`][] of
         `diffrax.PIDController(rtol=0.1, atol=0.1)`, or of constant steps for a solver without an
         error estimate.
     - `dt0`: the first step, in the units of t. By default 100 times the largest τ, or for constant
         steps the smallest.
-    - `max_steps`: the most steps to take.
-    - `throw`: whether a sample that didn't arrive is an error.
+    - `max_steps`: the most steps to take, each about as costly as ∂E/∂g and E for `BlockUpdates`.
+    - `progress_meter`: one of diffrax, which shows the share of `max_steps` that was taken.
+    - `throw`: whether a sample that didn't arrive is an error, or one without a derivative.
 
     **Returns:** a [`hopfield_layers.Relaxation`][], whose arrays begin with the batch axes of x0.
-    Each sample takes steps of its own until it is at rest.
 
     **Raises:** `ValueError` for tol ≤ 0 or dt0 ≤ 0, for steps to given times, for inputs that
-    depend on t, and as [`hopfield_layers.solve`][] for x0, masks and inputs. With `throw=True`,
-    `RuntimeError` for running out of steps and for what leaves the range of the dtype. Where an
-    outer jit hides the values it is an error at run time, which `equinox.filter_jit` shows as an
-    `equinox.EquinoxRuntimeError`.
+    depend on t, for `BlockUpdates` of the state flow, and as [`hopfield_layers.solve`][] for x0,
+    masks and inputs. With `throw=True`, `RuntimeError` for samples that ran out of steps, for an
+    energy without lower bound and for what leaves the range of the dtype. Where an outer jit hides
+    the values it is an error at run time, which `equinox.filter_jit` shows as an
+    `equinox.EquinoxRuntimeError`. `TypeError` for a Lagrangian or synapse that closes over what is
+    differentiated.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.
@@ -128,15 +140,25 @@ def relax(
         raise TypeError(message) from error
     if max_steps < 1:
         raise ValueError(f"Expected max_steps of 1 at least, got {max_steps}.")
-    problems.check_tools(solver, stepsize_controller)
+    problems.check_tools(None if isinstance(solver, BlockUpdates) else solver, stepsize_controller)
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
     numbers = {"dt0": dt0, "tol": tol}
     numbers = {k: problems.as_scalar(v, dtype) for k, v in numbers.items() if v is not None}
-    tools = {"solver": solver, "controller": stepsize_controller}
+    meter = diffrax.NoProgressMeter() if progress_meter is None else progress_meter
+    tools = {"solver": solver, "controller": stepsize_controller, "meter": meter}
     tools = problems.with_array_floats(tools, dtype)
     try:
-        rest, converged = _relax(arguments=arguments, numbers=numbers, max_steps=max_steps, **tools)
+        rest, converged = _relax(
+            arguments=arguments, numbers=numbers, max_steps=max_steps, throw=throw, **tools
+        )
+    except TypeError as error:
+        if "No constant handler" in str(error):
+            raise TypeError(
+                "A Lagrangian, synapse or model closes over what is differentiated: make it an "
+                "equinox.Module, or a jax.tree_util.Partial, with that as a field."
+            ) from error
+        raise
     except eqx.EquinoxRuntimeError:
         problems.raise_if_not_finite(arguments.x0)
         for name, number in numbers.items():
@@ -149,10 +171,9 @@ def relax(
 
 
 @problems.flat_jit
-def _relax(arguments, numbers, max_steps, solver, controller):
+def _relax(arguments, numbers, max_steps, solver, controller, meter, throw):
     """The samples at rest, and whether all of them converged."""
     problem = InitialValueProblem(arguments)
-    solver, controller = _solver_and_controller(problem.field, solver, controller)
     dtype, errors = problem.dtype, {}
     for name, number in numbers.items():
         if number.shape != ():
@@ -160,84 +181,95 @@ def _relax(arguments, numbers, max_steps, solver, controller):
         errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
     x0 = problems.check_values(problem.x0, errors)
     problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
-    dt0, tol = numbers.get("dt0"), numbers.get("tol")
-    taus = time_constants(problem.field.model, x0)
-    if dt0 is None and isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
-        dt0 = 100 * largest(taus)
-    elif dt0 is None:
-        dt0 = jnp.min(jnp.array([jnp.min(x, initial=jnp.inf) for x in jax.tree.leaves(taus)]))
-    dt0, eps = jnp.asarray(dt0, dtype), float(jnp.finfo(dtype).eps)
-    max_dt = largest(taus) / eps  # a slower unit no longer moves, in the precision of the dtype
-    rtol, atol = (eps ** (2 / 3),) * 2 if tol is None else (0.0, jnp.asarray(tol, dtype))
+    tol, default = numbers.get("tol"), float(jnp.finfo(dtype).eps) ** (2 / 3)
+    tolerance = (
+        Tolerance(default, default) if tol is None else Tolerance(0.0, jnp.asarray(tol, dtype))
+    )
+    follows = controller is not None or "dt0" in numbers
+    if solver is None and problem.field.flow == "activation" and not follows:
+        solver = BlockUpdates()
+    options = {"tolerance": tolerance, "max_steps": max_steps, "meter": meter}
+    if not isinstance(solver, BlockUpdates):
+        search = follow(problem, solver, controller, numbers.get("dt0"), **options)
+    elif problem.field.flow == "activation" and not follows:
+        search = ft.partial(Updates, method=solver, **options)
+    else:
+        raise ValueError(
+            'BlockUpdates are for flow="activation", and take no stepsize_controller or dt0.'
+        )
 
     def relax_sample(field, x0):
-        control = descend_along(field, controller)
-        flow_to_rest = FlowToRest(field, solver, control, dt0, max_dt, max_steps, rtol, atol)
-        x, energy, attributes = settle(flow_to_rest, x0)
+        x, energy, attributes = settle(search(field), x0, throw)
         return Relaxation(x, energy, **attributes)
 
     rest = problem.map(relax_sample)
     return rest, jnp.all(rest.converged)
 
 
-def _solver_and_controller(field, solver, controller):
-    """The solver and the controller, by default those of the flow; or an error."""
-    if solver is None:
-        implicit = diffrax.ImplicitEuler(root_finder=newton_krylov())
-        solver = ETD2RK() if field.flow == "activation" else implicit
-    if controller is None:
-        adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
-        loose = diffrax.PIDController(rtol=0.1, atol=0.1)
-        controller = energy_descent(loose if adaptive else diffrax.ConstantStepSize(), field)
-    problems.check_adaptive(solver, controller)
-    inner = getattr(controller, "controller", controller)
-    steps_to_times = diffrax.StepTo | diffrax.ClipStepSizeController
-    if isinstance(controller, steps_to_times) or isinstance(inner, steps_to_times):
-        raise ValueError("relax has no times to step to: expected constant steps or a PID.")
-    return with_tolerances_of(controller, solver), controller
-
-
 def _raise_if_unconverged(rest: Relaxation, arguments: ProblemArguments, max_steps: int):
     """`rest`, or an error if a sample did not converge."""
     unconverged = ~rest.converged
+    # Under jax.jvp the values are known, but they carry tangents.
+    model, _, flow, clamp, inputs = arguments
+    x, field = without_derivatives((rest.x, EnergyFlow(model, flow, clamp, inputs)))
+
+    def of_unconverged(leaf):
+        mask = unconverged.reshape(unconverged.shape + (1,) * (leaf.ndim - unconverged.ndim))
+        return jnp.where(mask, jnp.abs(leaf), 0)
+
+    sizes = jax.tree.map(of_unconverged, x)
+    x0 = without_derivatives(arguments.x0)
+    bottomless = unconverged & (rest.energy < -(float(jnp.finfo(rest.energy.dtype).max) ** 0.45))
+    start = jax.tree.map(lambda x: x.astype(rest.energy.dtype), x0)
+    grown = jnp.any(bottomless) | (largest(sizes) > limit_of(start))
     diverged = jnp.any(unconverged & jnp.isinf(rest.residual))
     if isinstance(unconverged, Tracer):
         rest = eqx.error_if(rest, diverged, _DIVERGED)
+        rest = eqx.error_if(rest, grown, _UNBOUNDED.format(details="x"))
         return eqx.error_if(rest, jnp.any(unconverged), _UNCONVERGED.format(details=""))
     if not jnp.any(unconverged):
         return rest
     if diverged:
         raise RuntimeError(_DIVERGED)
-    # Under jax.jvp the values are known, but they carry tangents.
-    model, _, flow, clamp, inputs = arguments
-    field = EnergyFlow(model, flow, clamp, inputs)
-    x, field = without_derivatives((rest.x, field))
-
-    def speed(force):
-        mask = unconverged.reshape(unconverged.shape + (1,) * (force.ndim - unconverged.ndim))
-        return jnp.where(mask, jnp.abs(force), 0)
-
-    speeds = jax.tree.map(speed, field.force(jnp.zeros(()), x))
-    leaves = jax.tree_util.tree_leaves_with_path(speeds)
-    path, slowest = max(leaves, key=lambda leaf: jnp.max(leaf[1], initial=0.0))
-    index = jnp.unravel_index(jnp.argmax(slowest), slowest.shape)
-    unit = f"x{jax.tree_util.keystr(path)}[{', '.join(map(str, index))}]"
+    which = jnp.argwhere(unconverged)
+    of_samples = ""
+    if unconverged.ndim > 0:
+        first = ", ".join(str(tuple(map(int, index))) for index in which[:5])
+        some = "among them " if len(which) > 5 else ""
+        of_samples = f" in {len(which)} of {unconverged.size} samples, {some}{first}"
+    if grown:
+        raise RuntimeError(_UNBOUNDED.format(details=_largest_unit(sizes) + of_samples))
+    force = eqx.filter_jit(EnergyFlow.force)(field, jnp.zeros(()), x)
+    speeds = jax.tree.map(of_unconverged, force)
+    time = "" if rest.time is None else f" and t = {float(jnp.max(rest.time[unconverged])):.3g}"
     details = (
-        f" {int(jnp.sum(unconverged))} of {unconverged.size} samples; the slowest unit is {unit} "
-        f"with |τ dx/dt| = {float(jnp.max(slowest)):.3g} after {max_steps} steps and t = "
-        f"{float(jnp.max(rest.time[unconverged])):.3g}."
+        f"{of_samples}; the slowest unit is {_largest_unit(speeds)} with |τ dx/dt| = "
+        f"{float(largest(speeds)):.3g} after {int(jnp.max(rest.num_steps[unconverged]))} of "
+        f"{max_steps} steps{time}"
     )
     raise RuntimeError(_UNCONVERGED.format(details=details))
 
 
+def _largest_unit(tree: PyTree[Array]) -> str:
+    """The unit with the largest entry, as one would index the state."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    path, leaf = max(leaves, key=lambda leaf: jnp.max(leaf[1], initial=0.0))
+    index = jnp.unravel_index(jnp.argmax(leaf), leaf.shape)
+    return f"x{jax.tree_util.keystr(path)}[{', '.join(map(str, index))}]"
+
+
+_RETURNS = "With throw=False it returns what it reached."
 _DIVERGED = (
     "relax came to no rest: dx/dt is NaN or leaves the range of the dtype, because x0, the inputs "
-    "or the model's parameters do, or because the energy has no lower bound. With throw=False it "
-    "returns what it reached."
+    f"or the model's parameters do. {_RETURNS}"
+)
+_UNBOUNDED = (
+    "relax came to no rest: {details} grows without end, because the energy has no lower bound. "
+    "Bound the activations of this layer, or the weights of the synapses that join it. "
+    f"{_RETURNS}"
 )
 _UNCONVERGED = (
-    "relax ran out of steps before every unit came to rest.{details} Allow more max_steps or a "
-    "larger tol; solve in float64; for stiff models try "
-    "solver=diffrax.Kvaerno3(root_finder=hopfield_layers.newton_krylov()). With throw=False it "
-    "returns what it reached."
+    "relax did not bring every unit to rest{details}. Allow more max_steps or a larger tol; solve "
+    "in float64; or follow the flow, for stiff models with "
+    f"solver=diffrax.Kvaerno3(root_finder=hopfield_layers.newton_krylov()). {_RETURNS}"
 )

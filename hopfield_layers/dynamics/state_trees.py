@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._conversion import as_float, broadcast
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
@@ -101,6 +101,11 @@ def sum_over_units(terms: PyTree[Array], like: Array) -> Array:
     """The sum over all units of each sample, of the shape of `like`, that of the batch axes."""
     sums = [jnp.sum(x, axis=tuple(range(like.ndim, x.ndim))) for x in jax.tree.leaves(terms)]
     return sum(sums, start=jnp.zeros_like(like))
+
+
+def largest(tree: PyTree[Array]) -> Float[Array, ""]:
+    """The largest absolute value of all arrays."""
+    return jnp.max(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
 
 
 def tree_where(condition: Bool[ArrayLike, "..."], a: PyTree, b: PyTree) -> PyTree:

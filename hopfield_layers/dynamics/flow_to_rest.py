@@ -1,19 +1,21 @@
-"""The flow until it is at rest, with the derivative of the fixed point."""
+"""A flow, followed by a solver of diffrax until it is at rest."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from .descent import is_descent, step_end
-from .exponential import AbstractExponential
+from . import problems
+from .descent import descend_along, energy_descent, is_descent, step_end
+from .exponential import AbstractExponential, ETD2RK
 from .flow import BoundedFlow, EnergyFlow, time_constants
-from .newton_krylov import Krylov
-from .state_trees import tree_where
+from .newton_krylov import newton_krylov, with_tolerances_of
+from .rest import Rest, Tolerance, until_rest
+from .state_trees import largest, tree_where
 
 
 class _State(NamedTuple):
@@ -24,13 +26,13 @@ class _State(NamedTuple):
     controller: PyTree
     dt: Any
     time: Array
-    num_steps: Array
     residual: Array  # the largest |τ dx/dt| of all units
     at_rest: Array  # whether that of every unit is within its tolerance
+    num_steps: Array
 
 
 class FlowToRest(eqx.Module):
-    """Follows a flow, step by step, until |τ dx/dt| < atol + rtol |x| in every unit.
+    """Follows a flow, step by step, until every unit is within its tolerance.
 
     As the flow doesn't change with t, every step begins at t = 0, so that a short step after a long
     time is not lost in the rounding of t.
@@ -41,9 +43,21 @@ class FlowToRest(eqx.Module):
     controller: diffrax.AbstractStepSizeController
     dt0: Array
     max_dt: Array
+    tolerance: Tolerance
     max_steps: int
-    rtol: Any
-    atol: Any
+    meter: diffrax.AbstractProgressMeter
+
+    def run(self, x0: PyTree[Array]) -> Rest:
+        """The state at rest, or the one that is reached in the steps that are allowed."""
+
+        def is_moving(state):
+            hopeless = jnp.isnan(state.residual)  # at x0 already, for no step to NaN is kept
+            return ~(state.at_rest | hopeless)
+
+        state = until_rest(is_moving, self.step, self.init(x0), self.max_steps, self.meter)
+        known = is_descent(self.controller)
+        energy = state.controller.start.energy if known else self.field.energy(0.0, state.x)
+        return Rest(state.x, energy, state.residual, state.at_rest, state.time, state.num_steps)
 
     def init(self, x: PyTree[Array]) -> _State:
         """The state before the first step."""
@@ -55,7 +69,7 @@ class FlowToRest(eqx.Module):
             term, start, never, x, self.dt0, None, self.solver.func, order, *known
         )
         num_steps = jnp.zeros((), int)
-        state = _State(x, solver, controller, end, start, num_steps, residual, at_rest)
+        state = _State(x, solver, controller, end, start, residual, at_rest, num_steps)
         return jax.tree.map(jnp.asarray, state)
 
     def step(self, state: _State) -> _State:
@@ -83,7 +97,7 @@ class FlowToRest(eqx.Module):
         failed = keep & (stuck | jnp.isnan(residual) | ~solved)
         controller, next_dt = tree_where(failed, (state.controller, dt / 4), (controller, next_dt))
         num_steps, time = state.num_steps + 1, state.time + dt
-        kept = _State(x1, solver, controller, next_dt, time, num_steps, residual, at_rest)
+        kept = _State(x1, solver, controller, next_dt, time, residual, at_rest, num_steps)
         rejected = state._replace(controller=controller, dt=next_dt, num_steps=num_steps)
         return tree_where(keep & ~failed, kept, rejected)
 
@@ -98,11 +112,7 @@ class FlowToRest(eqx.Module):
         # An exponential solver has evaluated τ dx/dt at the end of its step.
         exponential = isinstance(self.solver, AbstractExponential)
         force = solver if exponential else self.field.force(zero, x)
-
-        def is_small(force, x):
-            return jnp.all(jnp.abs(force) < self.atol + self.rtol * jnp.abs(x))
-
-        at_rest = jnp.all(jnp.array(jax.tree.leaves(jax.tree.map(is_small, force, x))))
+        at_rest = self.tolerance.distance(force, x) < 1
         if not is_descent(self.controller):
             return largest(force), at_rest, ()
         # At clamped units, where the force isn't −u, g doesn't change, so that u is of no effect.
@@ -110,69 +120,39 @@ class FlowToRest(eqx.Module):
         return largest(force), at_rest, (step_end(self.field, zero, x, u),)
 
 
-@eqx.filter_custom_jvp
-def settle(flow_to_rest: FlowToRest, x0: PyTree[Array]) -> tuple[PyTree, Array, dict[str, Array]]:
-    """x at rest, its energy, and the attributes of a `Relaxation` that have no derivatives."""
+def follow(
+    problem: problems.InitialValueProblem,
+    solver: diffrax.AbstractSolver | None,
+    controller: diffrax.AbstractStepSizeController | None,
+    dt0: Array | None,
+    **options: Any,
+) -> Callable[[EnergyFlow], FlowToRest]:
+    """The search that follows the flow, by default with the solver and controller that suit it."""
+    if solver is None:
+        implicit = diffrax.ImplicitEuler(root_finder=newton_krylov())
+        solver = ETD2RK() if problem.field.flow == "activation" else implicit
+    if controller is None:
+        adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
+        loose = diffrax.PIDController(rtol=0.1, atol=0.1)
+        constant = diffrax.ConstantStepSize()
+        controller = energy_descent(loose if adaptive else constant, problem.field)
+    problems.check_adaptive(solver, controller)
+    inner = getattr(controller, "controller", controller)
+    steps_to_times = diffrax.StepTo | diffrax.ClipStepSizeController
+    if isinstance(controller, steps_to_times) or isinstance(inner, steps_to_times):
+        raise ValueError("relax has no times to step to: expected constant steps or a PID.")
+    solver = with_tolerances_of(controller, solver)
+    taus = time_constants(problem.field.model, problem.x0)
+    if dt0 is None and isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        dt0 = 100 * largest(taus)
+    elif dt0 is None:
+        dt0 = jnp.min(jnp.array([jnp.min(x, initial=jnp.inf) for x in jax.tree.leaves(taus)]))
+    dt0 = jnp.asarray(dt0, problem.dtype)
+    # A slower unit no longer moves, in the precision of the dtype.
+    max_dt = largest(taus) / float(jnp.finfo(problem.dtype).eps)
 
-    def is_moving(state):
-        hopeless = jnp.isnan(state.residual)  # at x0 already, for no step to NaN is kept
-        return ~(state.at_rest | hopeless) & (state.num_steps < flow_to_rest.max_steps)
+    def search(field: EnergyFlow) -> FlowToRest:
+        control = descend_along(field, controller)
+        return FlowToRest(field, solver, control, dt0, max_dt, **options)
 
-    start = flow_to_rest.init(x0)
-    state = jax.lax.while_loop(is_moving, lambda state: flow_to_rest.step(state), start)
-    is_known = is_descent(flow_to_rest.controller)
-    energy = state.controller.start.energy if is_known else flow_to_rest.field.energy(0.0, state.x)
-    residual = jnp.where(jnp.isnan(state.residual), jnp.inf, state.residual)
-    attributes = {"converged": state.at_rest, "time": state.time, "num_steps": state.num_steps}
-    return state.x, energy, {"residual": residual} | attributes
-
-
-@settle.def_jvp
-def _(primals, tangents):
-    """The implicit function theorem for the condition c(x, θ) = 0: ∂c/∂x dx = −∂c/∂θ dθ."""
-    x, energy, attributes = settle(*primals)
-    flow_to_rest, _ = primals
-
-    def condition(*parameters):
-        return _condition(x, parameters)
-
-    def right_hand_side(x, change):
-        minus = jnp.zeros_like(x) if change is None else -change
-        # As it depends on x, `jax.vmap` takes it for batched: Equinox does not transpose a linear
-        # solve whose right-hand side all samples share.
-        return jnp.where(jnp.isnan(x), minus, minus)
-
-    _, change = eqx.filter_jvp(condition, primals, tangents)
-    precision = float(jnp.finfo(flow_to_rest.dt0.dtype).eps) ** (2 / 3)
-    dx = x
-    if any(leaf.size > 0 for leaf in jax.tree.leaves(x)):
-        operator = lx.JacobianLinearOperator(_condition, x, primals)
-        vector = jax.tree.map(right_hand_side, x, change)
-        dx = lx.linear_solve(operator, vector, Krylov(precision, (10, 8), (50, 100))).value
-    fields = (flow_to_rest.field, x), (tangents[0].field, dx)
-    _, change_of_energy = eqx.filter_jvp(lambda field, x: field.energy(0.0, x), *fields)
-    return (x, energy, attributes), (dx, change_of_energy, dict.fromkeys(attributes))
-
-
-def _condition(x, parameters):
-    """What vanishes at a fixed point: u, and x − x₀ at the clamped units.
-
-    It is u for the state flow too, whose own H u also vanishes wherever H does. Only in a row that
-    the clamp splits does H u = 0 not mean u = 0: the free units of such a row contribute H u.
-    """
-    flow_to_rest, x0 = parameters
-    field, t = flow_to_rest.field, jnp.zeros(())
-    vanishing = field.drive(t, x)
-    if field.clamp is None:
-        return vanishing
-    held = field.clamp.held
-    if field.flow == "state":  # the activation flow has no such rows
-        slope = jax.tree.map(jnp.negative, field.force(t, x))
-        vanishing = jax.tree.map(jnp.where, field.clamp.dependent(field.model), slope, vanishing)
-    distance = jax.tree.map(jnp.subtract, x, x0)
-    return jax.tree.map(jnp.where, held, distance, vanishing)
-
-
-def largest(tree: PyTree[Array]) -> Float[Array, ""]:
-    """The largest absolute value of all arrays."""
-    return jnp.max(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
+    return search

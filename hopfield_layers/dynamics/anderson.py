@@ -1,0 +1,71 @@
+"""Anderson acceleration of a fixed-point iteration x ← x + f(x).
+
+From the last changes of f, the rows of ΔF, and of the points x + f, the rows of ΔS, it goes to
+
+    x + f − Σ γᵢ ΔSᵢ,  γ = argmin ‖f − Σ γᵢ ΔFᵢ‖,
+
+where a linear f would be as small as these rows can make it. γ comes from the Gram matrix of the
+normalized rows, of which each change brings one row. Source: Walker & Ni, "Anderson acceleration
+for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class History(NamedTuple):
+    """The latest changes, the newest first, of which the first `length` are in use."""
+
+    df: Float[Array, "history n"]
+    ds: Float[Array, "history n"]
+    gram: Float[Array, "history history"]  # ΔF ΔFᵀ
+    length: Int[Array, ""]
+
+
+def no_history(room: int, x: Float[Array, " n"]) -> History:
+    """Room for this many changes."""
+    rows, gram = jnp.zeros((room, x.size), x.dtype), jnp.zeros((room, room), x.dtype)
+    return History(rows, rows, gram, jnp.zeros((), int))
+
+
+def pushed(
+    history: History, is_new: Bool[Array, ""], df: Float[Array, " n"], ds: Float[Array, " n"]
+) -> History:
+    """The history with one more change, or an empty one, with 0 in the place of this change."""
+    room = len(history.gram)
+    if room == 0:
+        return history
+    dfs, dss = (
+        jnp.concatenate([jnp.where(is_new, row, 0)[None], rows[:-1]])
+        for rows, row in ((history.df, df), (history.ds, ds))
+    )
+    products = _products(dfs, dfs[0])
+    below = jnp.concatenate([products[1:, None], history.gram[:-1, :-1]], axis=1)
+    gram = jnp.concatenate([products[None], below])
+    length = jnp.where(is_new, jnp.minimum(history.length + 1, room), 0)
+    return History(dfs, dss, gram, length)
+
+
+def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"]) -> Array:
+    """The point to which Anderson's method goes from f and s = x + f."""
+    if len(history.gram) == 0:
+        return s
+    is_used = jnp.arange(len(history.gram)) < history.length
+    sizes = jnp.sqrt(jnp.diagonal(history.gram))
+    scale = jnp.where(is_used & (sizes > 0), 1 / jnp.where(sizes > 0, sizes, 1), 0)
+    # What rounding decides of the normalized matrix is left out.
+    shift = jnp.where(scale > 0, 10 * float(jnp.finfo(f.dtype).eps), 1).astype(f.dtype)
+    # Rows that are not in use may have overflowed.
+    both = is_used[:, None] & is_used
+    gram = jnp.where(both, scale[:, None] * history.gram * scale, 0) + jnp.diag(shift)
+    right = jnp.where(is_used, scale * _products(history.df, f), 0)
+    weights = scale * jax.scipy.linalg.solve(gram, right, assume_a="pos")
+    return s - jnp.sum(jnp.where(is_used[:, None], weights[:, None] * history.ds, 0), axis=0)
+
+
+def _products(rows: Array, row: Array) -> Array:
+    # XLA makes one loop of this, where batches of small matrix products are slow.
+    return jnp.sum(rows * row, axis=1)

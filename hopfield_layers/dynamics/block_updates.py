@@ -1,0 +1,248 @@
+"""Relaxation by accelerated block updates."""
+
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..model import AbstractEnergyModel
+from .anderson import extrapolated, History, no_history, pushed
+from .descent import energy_change, StepEnd
+from .flow import EnergyFlow, time_constants
+from .implicit_steps import implicit_steps
+from .rest import limit_of, Rest, Tolerance, until_rest
+from .state_trees import largest, tree_where
+
+
+class BlockUpdates(eqx.Module):
+    """x ← x − ω u, block after block, with Anderson acceleration: the default of `relax`.
+
+    u = ∂E/∂g − I is the drive and ω the damping. With ω = 1 a block moves to b + I − ∂E_s/∂g, the
+    point at which it would be at rest if all others kept still. The blocks of a
+    [`hopfield_layers.HAM`][] are sets of layers that no connection joins to one another; where −E_s
+    is convex in the activations of a block, its update is a step of the concave–convex procedure
+    and the energy can't rise. A model without blocks of its own moves all its arrays at once.
+
+    The fastest block moves first. A sweep then moves every block in turn, at about the cost of one
+    drive and one energy. From the last `history` sweeps, Anderson's method extrapolates to the
+    point at which a sweep would move nothing; while sweeps repeat one displacement, it is tried
+    twice, four times and so on as far. A state on which the energy rises by more than rounding
+    explains is never kept: after an extrapolation the plain sweep takes its place, and after a
+    plain sweep one with half the damping. Where even those make no headway, or after 1000 sweeps,
+    implicit steps take over, (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and H = ∂²L/∂x², with the
+    smallest λ for which the energy falls. Each solves its equation by up to 100 products.
+
+    A solver for [`hopfield_layers.relax`][] with `flow="activation"`. Where it comes to rest is
+    downhill of x0, but it need not be the attractor to which the flow leads.
+
+    **Arguments:**
+
+    - `history`: the number of earlier sweeps to extrapolate from, 0 for none.
+    - `damping`: the largest ω, between 0 and 1.
+
+    **Raises:** `ValueError` for a history or a damping that is not as above.
+
+    Source: Yuille & Rangarajan, "The concave–convex procedure", Neural Computation 15 (2003);
+    Walker & Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
+
+    Examples:
+        >>> synapse = hl.DenseSynapse((3, 2), W=jnp.ones((3, 2)))
+        >>> layers = {"x": hl.TanhLayer(3), "y": hl.TanhLayer(2)}
+        >>> ham = hl.HAM(layers, {"W": synapse}, [(("x", "y"), "W")])
+        >>> x0 = {"x": jnp.ones(3), "y": jnp.zeros(2)}
+        >>> print(hl.relax(ham, x0, solver=hl.BlockUpdates(history=3)).converged)
+        True
+    """
+
+    history: int = eqx.field(default=5, converter=operator.index, static=True)
+    damping: float = eqx.field(default=1.0, converter=float, static=True)
+
+    def __check_init__(self):
+        if self.history < 0:
+            raise ValueError(f"Expected a history of 0 at least, got {self.history}.")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"Expected a damping above 0 and up to 1, got {self.damping}.")
+
+
+class _Sweep(NamedTuple):
+    """A state as a flat vector, and what a sweep from there finds."""
+
+    x: Float[Array, " n"]
+    end: StepEnd  # g, the drive u that each block meets, and the energy
+    distance: Float[Array, ""]  # the largest |u| in units of the tolerance, less than 1 at rest
+    damping: Float[Array, ""]
+
+    @property
+    def move(self) -> Float[Array, " n"]:
+        """The displacement of the sweep, divided by the damping."""
+        return -self.end.u
+
+
+class _State(NamedTuple):
+    kept: _Sweep
+    is_measured: Bool[Array, ""]  # whether its distance is that of all units at this very state
+    candidate: Float[Array, " n"]
+    is_plain: Bool[Array, ""]  # whether the candidate is that of a plain sweep
+    is_return: Bool[Array, ""]  # whether it is the state that is kept, to sweep with less damping
+    damping: Float[Array, ""]
+    history: History
+    stretch: Float[Array, ""]  # by which the displacement is multiplied, 1 for none
+    successes: Int[Array, ""]  # states that were kept since the damping changed
+    num_steps: Int[Array, ""]
+
+
+# The number of states in a row that are kept before the damping is doubled again.
+_PATIENCE = 8
+# The most sweeps before implicit steps take over, which suit a slow descent better.
+_MOST_SWEEPS = 1000
+
+
+class Updates(eqx.Module):
+    """Block updates of one sample, until every unit is within its tolerance or nothing helps."""
+
+    field: EnergyFlow
+    method: BlockUpdates
+    tolerance: Tolerance
+    max_steps: int
+    meter: diffrax.AbstractProgressMeter
+
+    def run(self, x0: PyTree[Array]) -> Rest:
+        """The state that is reached, by implicit steps in the end if sweeps don't suffice."""
+        _, unravel = ravel_pytree(x0)
+        blocks = blocks_of(self.field.model, x0)
+        limit = limit_of((x0, self.field.force(_T0, x0)))
+
+        def is_moving(state: _State):
+            at_rest = (state.kept.distance < 1) & state.is_measured
+            stuck = state.damping < 1e-4 * self.method.damping
+            in_range = (largest(state.kept.x) < limit) & jnp.isfinite(state.kept.distance)
+            return ~(at_rest | stuck) & in_range
+
+        def step(state: _State):
+            return self._step(state, blocks, unravel)
+
+        start = self._start(x0, blocks)
+        most = min(self.max_steps, _MOST_SWEEPS)
+        state = until_rest(is_moving, step, start, most, self.meter)
+        x = unravel(state.kept.x)
+        return implicit_steps(self.field, x, state.num_steps, self.tolerance, limit, self.max_steps)
+
+    def _start(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> _State:
+        """The state before the first sweep, in which only the fastest block moves.
+
+        So the state that the other blocks start with isn't lost before any block has met it.
+        """
+        force, g = self.field.force(_T0, x0), self.field.model.activations(x0)
+        taus = time_constants(self.field.model, x0)
+        slowest = [_largest_of(taus, block) for block in blocks]
+        # The last of several, as in a network the layers of hidden units tend to come last.
+        fastest = len(blocks) - 1 - jnp.argmin(jnp.array(slowest[::-1]))
+        first = jax.tree.map(
+            lambda force, *moves: jnp.where(jnp.array(moves)[fastest], force, 0), force, *blocks
+        )
+        x, move, g, flat_force = (ravel_pytree(tree)[0] for tree in (x0, first, g, force))
+        end = StepEnd(g, -flat_force, self.field.energy(_T0, x0))
+        damping = jnp.asarray(self.method.damping, x.dtype)
+        kept = _Sweep(x, end, self.tolerance.distance(flat_force, x), damping)
+        yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), int)
+        history = no_history(self.method.history, x)
+        one = jnp.ones((), x.dtype)
+        candidate = x + damping * move
+        return _State(kept, yes, candidate, yes, no, damping, history, one, zero, zero)
+
+    def _step(self, state: _State, blocks: list[PyTree[bool]], unravel: Callable) -> _State:
+        """Sweeps from the candidate, keeps it or not, and chooses the next one."""
+        kept, damping = state.kept, state.damping
+        new = self._sweep(state.candidate, damping, blocks, unravel)
+        change = energy_change(kept.x, kept.end, new.x, new.end)
+        level = (change < 1) & (new.distance <= kept.distance)
+        overflows = ~jnp.isfinite(new.end.energy) & jnp.isfinite(kept.end.energy)
+        is_finite = jnp.isfinite(new.distance) & ~overflows
+        keep = is_finite & ((change < 0) | level | state.is_return)
+
+        # Anderson's method needs states that were swept with the same damping.
+        is_pair = keep & ~state.is_return & (state.num_steps > 0) & (kept.damping == damping)
+        dmove = new.move - kept.move
+        history = pushed(state.history, is_pair, dmove, new.x - kept.x + damping * dmove)
+        norms = jnp.linalg.norm(new.move), jnp.linalg.norm(kept.move)
+        repeats = jnp.vdot(new.move, kept.move) > 0.99 * norms[0] * norms[1]
+        repeats = repeats & (norms[0] > 0.9 * norms[1])
+        stretch = jnp.where(is_pair & repeats, 2 * state.stretch, 1)
+
+        fails = ~keep & state.is_plain
+        successes = jnp.where(keep, state.successes + 1, 0)
+        grows = (successes >= _PATIENCE) & (damping < self.method.damping)
+        next_damping = jnp.where(fails, damping / 2, jnp.where(grows, 2 * damping, damping))
+        history = history._replace(length=jnp.where(grows, 0, history.length))
+        is_measured = state.is_plain | (len(blocks) == 1)
+        # The least energy so far, so that what rounding allows doesn't add up.
+        least = eqx.tree_at(
+            lambda end: end.energy, new.end, jnp.minimum(new.end.energy, kept.end.energy)
+        )
+        new = new._replace(end=least)
+        kept, is_measured = tree_where(keep, (new, is_measured), (kept, state.is_measured))
+
+        # Near the rest a plain sweep measures all units.
+        accelerates = keep & (kept.distance >= 1) & ((history.length > 0) | (stretch > 1))
+        plain = kept.x + damping * kept.move
+        stretched = kept.x + stretch * damping * kept.move
+        further = jnp.where(stretch > 1, stretched, extrapolated(history, kept.move, plain))
+        candidate = jnp.where(accelerates, further, jnp.where(fails, kept.x, plain))
+        return _State(
+            kept,
+            is_measured,
+            candidate,
+            ~accelerates,
+            fails,
+            next_damping,
+            history,
+            stretch,
+            jnp.where(grows, 0, successes),
+            state.num_steps + 1,
+        )
+
+    def _sweep(self, x: Array, damping: Array, blocks: list, unravel: Callable) -> _Sweep:
+        """The state x, and where it goes when every block moves in turn."""
+        start = moved = unravel(x)
+        for block in blocks:
+            force = self.field.force(_T0, moved)
+            moved = jax.tree.map(
+                lambda moves, x, force: x + damping * force if moves else x, block, moved, force
+            )
+        move = (ravel_pytree(moved)[0] - x) / damping
+        g, _ = ravel_pytree(self.field.model.activations(start))
+        end = StepEnd(g, -move, self.field.energy(_T0, start))
+        return _Sweep(x, end, self.tolerance.distance(move, x), damping)
+
+
+_T0 = np.zeros(())  # the flow doesn't change with t
+
+
+def blocks_of(model: AbstractEnergyModel, x: PyTree[Array]) -> list[PyTree[bool]]:
+    """For each block of the model a tree of booleans like x, True for the arrays that move."""
+    if not callable(declared := getattr(model, "blocks", None)):
+        return [jax.tree.map(lambda _: True, x)]
+
+    def spread(moves, x):
+        return jax.tree.map(lambda _: bool(moves), x)
+
+    blocks = [jax.tree.map(spread, block, x) for block in declared()]  # pyright: ignore[reportGeneralTypeIssues]
+    counts = [sum(moves) for moves in zip(*map(jax.tree.leaves, blocks), strict=True)]
+    if set(counts) != {1}:
+        raise ValueError(
+            f"Expected blocks with each array of the state in one of them, got {blocks}."
+        )
+    return blocks
+
+
+def _largest_of(tree: PyTree[Array], block: PyTree[bool]) -> Array:
+    """The largest entry of the arrays that move."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(block), strict=True)
+    return jnp.max(jnp.array([jnp.max(x, initial=0) for x, moves in pairs if moves]), initial=0)

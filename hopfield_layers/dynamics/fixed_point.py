@@ -1,0 +1,162 @@
+"""A state at rest, with the derivative of the fixed point."""
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from .block_updates import Updates
+from .flow import EnergyFlow
+from .flow_to_rest import FlowToRest
+from .linear_systems import conjugate_gradients
+from .newton_krylov import Krylov
+from .state_trees import like_state, tree_where
+
+
+_T0 = np.zeros(())  # the flow doesn't change with t
+
+
+@eqx.filter_custom_jvp
+def settle(
+    search: Updates | FlowToRest, x0: PyTree[Array], throw: bool
+) -> tuple[PyTree, Array, dict]:
+    """x at rest, its energy, and the attributes of a `Relaxation` that have no derivatives."""
+    x, energy, residual, converged, time, num_steps = search.run(x0)
+    residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
+    attributes = {"residual": residual, "converged": converged, "time": time}
+    return x, energy, attributes | {"num_steps": num_steps}
+
+
+@settle.def_jvp
+def _(primals, tangents):
+    """The implicit function theorem for the condition c(x, θ) = 0: ∂c/∂x dx = −∂c/∂θ dθ."""
+    x, energy, attributes = settle(*primals)
+    (search, x0, throw), (d_search, *_) = primals, tangents
+    # Where something overflows, derivatives at x would make NaN of a cotangent of 0.
+    sizes = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(x)]
+    finite = jnp.isfinite(sum(sizes, energy + attributes["residual"]))
+    at = tree_where(finite, x, jax.tree.map(jnp.zeros_like, x))
+
+    def condition(*parameters):
+        return _condition(at, parameters)
+
+    _, change = eqx.filter_jvp(condition, primals[:2], tangents[:2])
+    minus = jax.tree.map(lambda x, d: jnp.zeros_like(x) if d is None else -d, at, change)
+    dx = at
+    if any(leaf.size > 0 for leaf in jax.tree.leaves(at)):
+        dx = _solved(search, x0, at, minus, throw)
+    fields = (search.field, at), (d_search.field, dx)
+    _, change_of_energy = eqx.filter_jvp(lambda field, x: field.energy(_T0, x), *fields)
+    return (x, energy, attributes), (dx, change_of_energy, dict.fromkeys(attributes))
+
+
+def _condition(x, parameters):
+    """What vanishes at a fixed point: u, and x − x₀ at the clamped units.
+
+    It is u for the state flow too, whose own H u also vanishes wherever H does. Only in a row that
+    the clamp splits does H u = 0 not mean u = 0: the free units of such a row contribute H u.
+    """
+    search, x0 = parameters
+    field = search.field
+    vanishing = field.drive(_T0, x)
+    if field.clamp is None:
+        return vanishing
+    if field.flow == "state":  # the activation flow has no such rows
+        slope = jax.tree.map(jnp.negative, field.force(_T0, x))
+        vanishing = jax.tree.map(jnp.where, field.clamp.dependent(field.model), slope, vanishing)
+    distance = jax.tree.map(jnp.subtract, x, x0)
+    return jax.tree.map(jnp.where, field.clamp.held, distance, vanishing)
+
+
+def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array]:
+    """dx with ∂c/∂x dx = b, or as near to it as the methods came."""
+    field = search.field
+    _, unravel = ravel_pytree(x)
+    _, jacobian = jax.linearize(lambda x: _condition(x, (search, x0)), x)
+
+    def product(v):
+        return ravel_pytree(jacobian(unravel(v)))[0]
+
+    def checked(solve):
+        def solution(product, b):
+            d, is_solved = solve(product, b)
+            return eqx.error_if(d, ~is_solved, _SINGULAR) if throw else d
+
+        return solution
+
+    solve, solve_transposed = _by_gmres, _by_gmres
+    is_split = field.flow == "state" and field.clamp is not None
+    if callable(slopes := getattr(field.model, "synaptic_slopes", None)) and not is_split:
+        products = _Symmetric(field, slopes, x)
+        solve, solve_transposed = products.solve, products.solve_transposed
+    methods = checked(solve), checked(solve_transposed)
+    return unravel(jax.lax.custom_linear_solve(product, ravel_pytree(b)[0], *methods))
+
+
+class _Symmetric:
+    """Solves with A = I + D S H, where D is 0 at the clamped units and 1 at the others.
+
+    A clamp of the activation flow splits nothing that H couples, so that D H = H D.
+    """
+
+    def __init__(self, field: EnergyFlow, slopes, x: PyTree[Array]):
+        flat, unravel = ravel_pytree(x)
+        g, metric = jax.linearize(field.model.activations, x)
+        _, curvature = jax.linearize(slopes, g)
+        self.free = jnp.ones_like(flat)
+        if field.clamp is not None:
+            held, _ = ravel_pytree(like_state(x, field.clamp.held, "clamp"))
+            self.free = jnp.where(held, 0, self.free)
+        self.H = lambda v: ravel_pytree(metric(unravel(v)))[0]
+        self.S = lambda v: ravel_pytree(curvature(unravel(v)))[0]
+
+    def solve(self, product, b):
+        """d with A d = b: its free part by conjugate gradients, and d = b − D S H d from it."""
+        held = (1 - self.free) * b
+        free, solved = self._conjugate_gradients(self.free * (b - self.S(self.H(held))))
+        d = b - self.free * self.S(self.H(free + held))
+        return _where_solved(solved, d, product, b)
+
+    def solve_transposed(self, product, b):
+        """y with Aᵀ y = b: y = b − H S D y, in which D S D y has an equation with A."""
+        pull, solved = self._conjugate_gradients(self.free * self.S(self.free * b))
+        y = b - self.H(self.S(self.free * b - self.H(pull)))
+        return _where_solved(solved, y, product, b)
+
+    def _conjugate_gradients(self, b):
+        def operator(v):
+            return v + self.free * self.S(self.H(v))
+
+        eps = float(jnp.finfo(b.dtype).eps)
+        return conjugate_gradients(operator, self.H, b, 10 * eps, min(2 * b.size + 20, 1000))
+
+
+def _where_solved(is_solved, d, product, b):
+    """d, or the solution by a general method for samples that have none."""
+    error, size = (jnp.max(jnp.abs(v), initial=0) for v in (product(d) - b, b))
+    is_solved = is_solved & (error <= 0.01 * size)
+
+    def general():
+        other, is_solved_now = _by_gmres(product, b)
+        return jnp.where(is_solved, d, other), is_solved | is_solved_now
+
+    return jax.lax.cond(eqxi.unvmap_any(~is_solved), general, lambda: (d, is_solved))
+
+
+def _by_gmres(product, b):
+    """d with product(d) = b, without any symmetry, and whether that was found."""
+    precision = float(jnp.finfo(b.dtype).eps) ** (2 / 3)
+    operator = lx.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
+    method = Krylov(precision, 50, 100)
+    solution = lx.linear_solve(operator, b, method, throw=False)
+    return solution.value, solution.result == lx.RESULTS.successful
+
+
+_SINGULAR = (
+    "relax found no derivative at a sample, whose state does not change smoothly with the "
+    "parameters. With throw=False it gives what it reached."
+)

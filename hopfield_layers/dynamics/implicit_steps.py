@@ -1,0 +1,75 @@
+"""Implicit steps to rest, which need neither convexity nor a good start."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
+
+from .descent import energy_change, step_end, StepEnd
+from .flow import EnergyFlow
+from .linear_systems import conjugate_gradients, jacobians
+from .rest import Rest, Tolerance
+from .state_trees import largest, tree_where
+
+
+class _Measured(NamedTuple):
+    x: PyTree[Array]
+    end: StepEnd
+    residual: Float[Array, ""]  # the largest |τ dx/dt|
+    distance: Float[Array, ""]  # the same in units of the tolerance
+
+
+class _State(NamedTuple):
+    at: _Measured
+    shift: Float[Array, ""]  # λ
+    num_steps: Int[Array, ""]
+
+
+def implicit_steps(
+    field: EnergyFlow,
+    x: PyTree[Array],
+    num_steps: Int[Array, ""],
+    tolerance: Tolerance,
+    limit: Float[Array, ""],
+    max_steps: int,
+) -> Rest:
+    """Takes steps (λ + I + S H) δ = −u until all units rest, |x| passes a limit, or λ is huge.
+
+    λ grows where the energy would rise, until it falls, as δ is a direction of descent; and it
+    shrinks otherwise, for Newton's method in the end. None is taken from a state at rest.
+    """
+    t = np.zeros(())  # the flow doesn't change with t
+
+    def measured(x):
+        force = field.force(t, x)
+        return _Measured(x, step_end(field, t, x), largest(force), tolerance.distance(force, x))
+
+    def is_moving(state: _State):
+        at = state.at
+        possible = (state.shift < 1e8) & (largest(at.x) < limit) & jnp.isfinite(at.distance)
+        return (at.distance >= 1) & possible & (state.num_steps < max_steps)
+
+    def step(state: _State):
+        at, shift = state.at, state.shift
+        products = jacobians(field.model.activations, lambda x: field.force(t, x), at.x)
+        (x, unravel), (force, _) = (ravel_pytree(tree) for tree in (at.x, field.force(t, at.x)))
+
+        def shifted(v):
+            return shift * v + products.slope(v)
+
+        way, _ = conjugate_gradients(shifted, products.metric, force, 0.01, 100)
+        way = way + (force - shifted(way)) / (1 + shift)  # for units with H = 0
+        new = measured(unravel(x + way))
+        change = energy_change(at.x, at.end, new.x, new.end)
+        keep = (change < 0) | ((change < 1) & (new.distance < at.distance))
+        keep = keep & jnp.isfinite(new.distance) & jnp.isfinite(new.end.energy)
+        shift = jnp.where(keep, shift / 10, jnp.maximum(10 * shift, 1e-3))
+        return _State(tree_where(keep, new, at), shift, state.num_steps + 1)
+
+    first = measured(x)
+    start = _State(first, jnp.ones_like(first.distance), num_steps)
+    last, _, num_steps = jax.lax.while_loop(is_moving, step, start)
+    return Rest(last.x, last.end.energy, last.residual, last.distance < 1, None, num_steps)

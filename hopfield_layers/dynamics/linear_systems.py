@@ -1,0 +1,94 @@
+"""Linear systems with the Jacobian of a drive, A = ∂u/∂x = I + S H, S = ∂²E_s/∂g², H = ∂²L/∂x².
+
+In the inner product ⟨a, b⟩ = aᵀ H b the operator A is self-adjoint, as H A = H + H S H is
+symmetric, and at a stable rest it is positive. So conjugate gradients in this inner product solve
+A d = b with one product with A and one with H an iteration, and without a matrix or a basis of
+directions. Units with H = 0 are invisible to the inner product; d = b − S (H d) gives them
+afterwards.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+Product = Callable[[Array], Array]
+
+
+class Jacobians(NamedTuple):
+    """Products of flat vectors with H and with the Jacobian of the force, at one state."""
+
+    metric: Product  # H v
+    slope: Product  # −∂(τ dx/dt)/∂x v, which is A v at the free units
+
+
+def jacobians(activations: Callable, force: Callable, x: PyTree[Array]) -> Jacobians:
+    """The products at x, linearized once."""
+    _, unravel = ravel_pytree(x)
+
+    def flat(linear):
+        return lambda v: ravel_pytree(linear(unravel(v)))[0]
+
+    _, metric = jax.linearize(activations, x)
+    _, force_product = jax.linearize(force, x)
+    return Jacobians(flat(metric), lambda v: -flat(force_product)(v))
+
+
+class _Iteration(NamedTuple):
+    solution: Array
+    residual: Array
+    direction: Array
+    metric_direction: Array  # H times the direction
+    square: Float[Array, ""]  # ⟨residual, residual⟩
+    is_positive: Bool[Array, ""]  # whether the curvature was, in all directions so far
+    num_steps: Int[Array, ""]
+
+
+def conjugate_gradients(
+    operator: Product, metric: Product, b: Float[Array, " n"], rtol: float, max_steps: int
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """Solves A d = b for A self-adjoint in ⟨a, b⟩ = aᵀ H b, and says whether the residual is small.
+
+    It stops where H or the curvature is not positive along a direction. b = 0 gives 0.
+    """
+    size = jnp.max(jnp.abs(b), initial=0.0)
+    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
+
+    def step(state: _Iteration):
+        product = operator(state.direction)
+        curvature = jnp.vdot(state.metric_direction, product)
+        is_positive = curvature > 0
+        length = jnp.where(is_positive, state.square / jnp.where(is_positive, curvature, 1), 0)
+        residual = state.residual - length * product
+        metric_residual = metric(residual)
+        square = jnp.vdot(residual, metric_residual)
+        ratio = square / state.square
+        return _Iteration(
+            state.solution + length * state.direction,
+            residual,
+            residual + ratio * state.direction,
+            metric_residual + ratio * state.metric_direction,
+            jnp.where(is_positive, square, state.square),
+            is_positive,
+            state.num_steps + 1,
+        )
+
+    unit = b / size
+    metric_unit = metric(unit)
+    square = jnp.vdot(unit, metric_unit)
+    zero = jnp.zeros_like(unit)
+    first = _Iteration(zero, unit, unit, metric_unit, square, jnp.array(True), jnp.array(0))
+
+    def is_solved(state: _Iteration):
+        return jnp.abs(state.square) <= rtol**2 * first.square
+
+    def continues(state: _Iteration):
+        possible = state.is_positive & (state.square > 0) & (state.num_steps < max_steps)
+        return possible & ~is_solved(state)
+
+    last = jax.lax.while_loop(continues, step, first)
+    return last.solution * size, is_solved(last)

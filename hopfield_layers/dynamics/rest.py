@@ -1,0 +1,71 @@
+"""What a relaxation seeks, and the loop in which it does."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .state_trees import largest
+
+
+_State = TypeVar("_State", bound=tuple)
+
+
+class Rest(NamedTuple):
+    """The state at which a relaxation ended."""
+
+    x: PyTree[Array]
+    energy: Float[Array, ""]
+    residual: Float[Array, ""]  # the largest |τ dx/dt|
+    converged: Bool[Array, ""]
+    time: Float[Array, ""] | None  # None where no flow was followed
+    num_steps: Int[Array, ""]
+
+
+class Tolerance(eqx.Module):
+    """A unit is at rest where |τ dx/dt| < atol + rtol |x|."""
+
+    rtol: Any
+    atol: Any
+
+    def distance(self, force: PyTree[Array], x: PyTree[Array]) -> Array:
+        """The largest |τ dx/dt| in units of its bound, less than 1 at rest."""
+        return largest(
+            jax.tree.map(lambda f, x: f / (self.atol + self.rtol * jnp.abs(x)), force, x)
+        )
+
+
+def limit_of(x: PyTree[Array]) -> Array:
+    """The size beyond which x is taken to grow without end, as the energy has no lower bound."""
+    sizes = [float(jnp.finfo(leaf.dtype).max) ** 0.45 for leaf in jax.tree.leaves(x)]
+    return jnp.maximum(min(sizes), 1e3 * largest(x))
+
+
+def until_rest(
+    is_moving: Callable[[_State], Array],
+    step: Callable[[_State], _State],
+    start: _State,
+    max_steps: int,
+    meter: diffrax.AbstractProgressMeter,
+) -> _State:
+    """Takes steps while they are allowed, and shows which share of them was taken.
+
+    The last entry of a state is the number of steps.
+    """
+
+    def metered(carry):
+        state, shown = carry
+        state = step(state)
+        return state, meter.step(shown, state[-1] / max_steps)
+
+    def continues(carry):
+        state, _ = carry
+        return is_moving(state) & (state[-1] < max_steps)
+
+    state, shown = jax.lax.while_loop(continues, metered, (start, meter.init()))
+    meter.close(shown)
+    return state

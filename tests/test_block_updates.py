@@ -1,0 +1,345 @@
+"""Block updates bring every network to rest in few drives, and the derivatives there are right."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import hopfield_layers as hl
+
+from .counting import CountedModel, Counter
+from .instances import Springs
+from .networks import binary, chain, draws_of, with_dtype
+
+
+DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+
+
+def pair(W, x: Callable[..., hl.Layer] = hl.TanhLayer, y: Callable[..., hl.Layer] = hl.TanhLayer):
+    """Two layers with a dense synapse between them."""
+    layers = {"x": x(W.shape[0]), "y": y(W.shape[1])}
+    return hl.HAM(layers, {"W": hl.DenseSynapse(W.shape, W=W)}, [(("x", "y"), "W")])
+
+
+PAIR = pair(jr.normal(jr.key(0), (4, 3)), y=hl.SoftmaxLayer)
+QUERIES = jr.normal(jr.key(1), (5, 4))
+
+
+def test_a_chain():
+    # `ETD2RK` takes 100 to 500 drives.
+    for scale in (0.5, 1.0, 2.0, 3.0):
+        model = chain(scale)
+        rest = hl.relax(model, model.init_states(rng=jr.key(1)), tol=1e-10)
+        assert rest.num_steps + 1 <= 100
+        for u in jax.jit(lambda model, x: model.dEdg(x))(model, rest.x).values():
+            assert jnp.max(jnp.abs(u)) < 1e-10
+
+
+@pytest.mark.parametrize(("load", "dtype"), [(0.14, jnp.float64), (0.25, jnp.float32)])
+def test_the_binary_network(load, dtype):
+    # One layer joined to itself, whose plain updates may alternate between two states.
+    model, x0 = binary(load, 0.3, dtype, 40)
+    rest = hl.relax(model, x0)
+    assert jnp.all(rest.converged)
+    assert jnp.max(rest.num_steps) + 1 <= 200
+    assert jnp.all(rest.energy <= model.energy(x0))
+
+
+@DTYPES
+def test_slow_approaches(dtype):
+    # At a pitchfork x falls like t^(−1/2). The memory moves by 5e-5 a sweep over a distance of 1.
+    x0 = {"x": jnp.ones(1, dtype), "y": jnp.full(1, 0.5, dtype)}
+    rest = hl.relax(with_dtype(pair(jnp.ones((1, 1))), dtype), x0)
+    assert rest.num_steps + 1 <= 400
+    memory = hl.HiddenSynapse.from_patterns(jnp.eye(2, dtype=dtype), hl.LSparsemax())
+    ham = hl.HAM({"x": hl.IdentityLayer(2)}, {"memory": memory}, [(("x",), "memory")])
+    inputs = {"x": jnp.array([0.0, 1e-4], dtype)}
+    rest = hl.relax(with_dtype(ham, dtype), {"x": jnp.zeros(2, dtype)}, inputs=inputs)
+    assert rest.num_steps + 1 <= 400
+    np.testing.assert_allclose(rest.x["x"], [0.0, 1.0001], atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [17])
+def test_random_networks(seed):
+    # `benchmarks.relaxation` runs over many more.
+    problems = eqx.filter_vmap(draws_of(seed))(jr.split(jr.key(seed), 10))
+
+    def relaxed(problem):
+        model, x0, clamp, inputs = problem
+        rest = hl.relax(model, x0, clamp=clamp, inputs=inputs, throw=False)
+        field = hl.EnergyFlow(model, "activation", clamp, inputs)
+        force, t = field.force(jnp.zeros(()), rest.x), jnp.zeros(())
+        return rest, force, field.energy(t, x0)
+
+    rest, force, energy_at_x0 = eqx.filter_jit(eqx.filter_vmap(relaxed))(problems)
+    assert jnp.all(rest.converged)
+    assert jnp.all(rest.energy <= energy_at_x0 + 1e-9 * jnp.abs(energy_at_x0))
+    for name, x in rest.x.items():
+        assert jnp.all(jnp.abs(force[name]) <= 1e-10 * (1 + jnp.abs(x)))
+
+
+def test_the_fastest_block_moves_first():
+    # The query is in x, and y at 0 knows nothing: were x to move first, the query would be lost.
+    for tau in (1.0, 0.1):
+        model = pair(3 * jnp.eye(4), hl.IdentityLayer, partial(hl.SoftmaxLayer, tau=tau))
+        x0 = {"x": jnp.array([0.0, 0.0, 1.0, 0.0]), "y": jnp.zeros(4)}
+        assert jnp.argmax(hl.relax(model, x0).x["x"]) == 2
+    # Here y is the slow layer, and holds the query.
+    model = pair(3 * jnp.eye(4), partial(hl.SoftmaxLayer, tau=0.1), hl.IdentityLayer)
+    x0 = {"x": jnp.zeros(4), "y": jnp.array([0.0, 0.0, 1.0, 0.0])}
+    assert jnp.argmax(hl.relax(model, x0).x["y"]) == 2
+
+
+def test_blocks_are_layers_that_no_connection_joins():
+    assert PAIR.blocks() == ({"x": True, "y": False}, {"x": False, "y": True})
+    first, second = chain(1.0).blocks()
+    assert [name for name in first if first[name]] == ["layer0", "layer2", "layer4"]
+    assert [name for name in second if second[name]] == ["layer1", "layer3"]
+    layers = {name: hl.TanhLayer(2) for name in "abc"}
+    synapses = {"all": hl.DenseSynapse([2, 2, 2], W=jnp.ones((2, 2, 2)))}
+    assert len(hl.HAM(layers, synapses, [(("a", "b", "c"), "all")]).blocks()) == 3
+
+
+class Blocks(hl.AbstractEnergyModel):
+    """A counted model that declares its blocks."""
+
+    counted: CountedModel
+    declared: tuple = eqx.field(static=True)
+
+    def __init__(self, model, counter, declared):
+        self.counted = CountedModel(model, counter)
+        self.declared = tuple(tuple(sorted(block.items())) for block in declared)
+
+    @property
+    def tau(self):
+        return self.counted.tau
+
+    def energy(self, x):
+        return self.counted.energy(x)
+
+    def activations(self, x):
+        return self.counted.activations(x)
+
+    def dEdg(self, x):
+        return self.counted.dEdg(x)
+
+    def blocks(self):
+        return tuple(dict(block) for block in self.declared)
+
+
+def test_a_model_may_declare_its_blocks():
+    # A sweep meets two states: the drive of each block at its own.
+    model, x0 = PAIR, {"x": QUERIES[0], "y": jnp.zeros(3)}
+    counter = Counter()
+    counted = Blocks(model, counter, PAIR.blocks())
+    rest = jax.block_until_ready(hl.relax(counted, x0))
+    np.testing.assert_allclose(rest.x["x"], hl.relax(model, x0).x["x"], rtol=1e-9)
+    assert counter.count <= 2 * (rest.num_steps + 1) + 2
+    wrong = Blocks(model, counter, PAIR.blocks()[:1])
+    with pytest.raises(ValueError, match="blocks with each array of the state in one"):
+        hl.relax(wrong, x0)
+
+
+def test_history_and_damping():
+    model, x0 = chain(1.0), chain(1.0).init_states(rng=jr.key(1))
+    steps = [
+        int(hl.relax(model, x0, solver=hl.BlockUpdates(history)).num_steps) for history in (0, 8)
+    ]
+    assert steps[0] > 1.5 * steps[1]
+    layer = hl.TanhLayer(3, bias=jnp.ones(3))
+    halves = hl.relax(
+        layer, jnp.zeros(3), solver=hl.BlockUpdates(0, damping=0.5), max_steps=4, throw=False
+    )
+    np.testing.assert_allclose(halves.x, 1 - 0.5**4)
+    wrong: tuple[dict[str, Any], ...] = ({"history": -1}, {"damping": 0.0}, {"damping": 1.5})
+    for arguments in wrong:
+        with pytest.raises(ValueError, match=r"Expected a (history|damping)"):
+            hl.BlockUpdates(**arguments)
+    wrong = ({"flow": "state"}, {"dt0": 1.0})
+    for options in wrong:
+        with pytest.raises(ValueError, match="BlockUpdates are for"):
+            hl.relax(model, x0, solver=hl.BlockUpdates(), **options)
+
+
+@pytest.mark.parametrize("stiffness", [1.9, 3.0, 100.0])
+def test_updates_that_overshoot_are_damped(stiffness):
+    springs = Springs(jnp.array([stiffness, 1.0]), jnp.ones(2), jnp.array(1.0))
+    rest = hl.relax(springs, jnp.array([3.0, -2.0]))
+    np.testing.assert_allclose(rest.x, 1.0, atol=1e-9)
+    assert rest.num_steps < 40
+
+
+@DTYPES
+def test_an_energy_without_lower_bound(dtype):
+    model = with_dtype(pair(jr.normal(jr.key(0), (5, 4)), hl.IdentityLayer, hl.ReluLayer), dtype)
+    x0 = {"x": jnp.ones((3, 5), dtype), "y": jnp.ones((3, 4), dtype)}
+    rest = hl.relax(model, x0, throw=False)
+    assert not jnp.any(rest.converged)
+    assert jnp.max(rest.num_steps) < 200
+    assert jnp.all(jnp.isfinite(rest.energy))
+    with pytest.raises(RuntimeError, match=r"x\['[xy]'\].* 3 of 3 samples.*no lower bound"):
+        hl.relax(model, x0)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="no lower bound"):
+        eqx.filter_jit(hl.relax)(model, x0)
+
+
+def test_the_error_names_the_samples():
+    model, x0 = PAIR, PAIR.init_states(bs=3, rng=jr.key(1))
+    at_rest = hl.relax(model, x0).x
+    x0 = {name: x.at[1].set(at_rest[name][1]) for name, x in x0.items()}
+    message = r"in 2 of 3 samples, \(0,\), \(2,\); the slowest unit .* after 2 of 2 steps\."
+    with pytest.raises(RuntimeError, match=message):
+        hl.relax(model, x0, max_steps=2)
+
+
+def test_progress_is_shown(capsys):
+    x0, meter = {"x": QUERIES[0], "y": jnp.zeros(3)}, diffrax.TextProgressMeter()
+    hl.relax(PAIR, x0, max_steps=100, progress_meter=meter)
+    jax.effects_barrier()
+    shown = [float(part) for part in re.findall(r"([\d.]+)%", capsys.readouterr().out)]
+    assert any(0 < share < 100 for share in shown)
+
+
+def test_derivatives_of_an_ill_conditioned_rest():
+    # I + S H has the eigenvalues 1 ± w, so that dx/dI = 1/(1 − w) for equal inputs.
+    dtype = jnp.float32
+    model = with_dtype(pair(jnp.full((1, 1), 0.9995)), dtype)
+    zeros = {"x": jnp.zeros(1, dtype), "y": jnp.zeros(1, dtype)}
+    end = lambda i: hl.relax(model, zeros, inputs={"x": i, "y": i}).x["x"][0]
+    for derivative in (jax.grad, jax.jacfwd):
+        np.testing.assert_allclose(derivative(end)(jnp.zeros(1, dtype)), 2000.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd])
+def test_derivatives_at_a_saddle(derivative):
+    # x = I + 4x at the origin, where the curvature is negative and conjugate gradients stop.
+    model, zeros = pair(2 * jnp.eye(2)), {"x": jnp.zeros(2), "y": jnp.zeros(2)}
+    end = lambda i: hl.relax(model, zeros, inputs={"x": i, "y": jnp.zeros(2)}).x["x"][0]
+    np.testing.assert_allclose(derivative(end)(jnp.zeros(2)), [-1 / 3, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_derivatives_of_random_networks(seed):
+    model, x0, clamp, _ = draws_of(seed)(jr.key(seed))
+    inputs, cotangent, way = (model.init_states(rng=key) for key in jr.split(jr.key(7), 3))
+
+    @jax.jit
+    def end(inputs):
+        rest = hl.relax(model, x0, clamp=clamp, inputs=inputs, tol=1e-13, throw=False)
+        g = model.activations(rest.x)
+        return sum(jnp.vdot(g[name], cotangent[name]) for name in g)
+
+    def at(h):
+        return end({name: inputs[name] + h * way[name] for name in inputs})
+
+    h = 1e-5
+    difference = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    gradient = jax.grad(end)(inputs)
+    slope = sum(jnp.vdot(gradient[name], way[name]) for name in gradient)
+    np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-8)
+
+
+def test_second_derivatives():
+    def end(inputs):
+        zeros = {"x": jnp.zeros(4), "y": jnp.zeros(3)}
+        rest = hl.relax(PAIR, zeros, inputs={"x": inputs, "y": zeros["y"]}, tol=1e-12)
+        return jnp.sum(rest.x["x"] ** 2)
+
+    gradient, h, unit = jax.jit(jax.grad(end)), 1e-5, jnp.eye(4)
+    differences = [(gradient(QUERIES[0] + h * e) - gradient(QUERIES[0] - h * e)) / 2 for e in unit]
+    hessian = jax.jit(jax.hessian(end))(QUERIES[0])
+    np.testing.assert_allclose(hessian, jnp.stack(differences) / h, atol=1e-7)
+
+
+@pytest.mark.parametrize("shared", ["x0", "inputs"])
+def test_gradients_of_what_samples_share(shared):
+    def loss(y, x):
+        if shared == "x0":
+            clamp = {"x": jnp.ones(4, bool)}
+            return jnp.sum(hl.relax(PAIR, {"x": x, "y": y}, clamp=clamp).x["y"] ** 2)
+        zeros = {"x": jnp.zeros(4), "y": jnp.zeros(3)}
+        return jnp.sum(hl.relax(PAIR, zeros, inputs={"x": x, "y": y}).x["x"] ** 2)
+
+    y = jnp.array([0.3, 0.0, -0.2])
+    together = lambda y, x: jnp.sum(jax.vmap(lambda x: loss(y, x))(x))
+    one_by_one = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    gradients = [one_by_one(y, x) for x in QUERIES]
+    by_y, by_x = jax.grad(together, argnums=(0, 1))(y, QUERIES)
+    np.testing.assert_allclose(by_y, sum(g for g, _ in gradients), atol=1e-12)
+    np.testing.assert_allclose(by_x, jnp.stack([g for _, g in gradients]), atol=1e-12)
+
+
+def test_a_slow_descent_ends_with_implicit_steps():
+    # Sweeps would take some 10⁴; the implicit steps are exact for a quadratic energy.
+    springs = Springs(10.0 ** jnp.arange(-5, 3), jnp.ones(8), jnp.array(1.0))
+    rest = hl.relax(springs, jnp.zeros(8), tol=1e-9)
+    np.testing.assert_allclose(rest.x, 1.0, atol=1e-3)
+    assert rest.num_steps < 1100
+
+
+def test_a_frustrated_network_in_float32():
+    # 50 saturated units with random couplings of both signs, of which rounding hides the energy.
+    A = jr.normal(jr.key(0), (50, 50), jnp.float32)
+    synapse = hl.DenseSynapse((50, 50), W=-(A + A.T) / 4)
+    ham = hl.HAM({"x": hl.TanhLayer(50, beta=10.0)}, {"W": synapse}, [(("x", "x"), "W")])
+    rest = hl.relax(
+        with_dtype(ham, jnp.float32),
+        {"x": jr.normal(jr.key(1), (40, 50), jnp.float32)},
+        throw=False,
+    )
+    assert jnp.sum(rest.converged) >= 36
+
+
+def test_large_inputs_are_no_missing_bound():
+    model, zeros = pair(jnp.ones((2, 2)), hl.IdentityLayer), {"x": jnp.zeros(2), "y": jnp.zeros(2)}
+    x0, inputs = (
+        with_dtype(tree, jnp.float32) for tree in (zeros, zeros | {"x": jnp.full(2, 1e18)})
+    )
+    assert hl.relax(with_dtype(model, jnp.float32), x0, inputs=inputs).converged
+    # Nor is a state whose energy overflows.
+    x0 = with_dtype({"x": jnp.full(2, 1e20), "y": jnp.ones(2)}, jnp.float32)
+    assert hl.relax(with_dtype(model, jnp.float32), x0).converged
+
+
+def test_a_sample_without_a_rest_is_masked_out_of_the_gradient():
+    # The first sample grows without end, the second one is at rest at 0.
+    x0 = {"x": jnp.array([[1.0, 1.0], [0.0, 0.0]]), "y": jnp.array([[1.0, 1.0], [-1.0, -1.0]])}
+
+    def loss(W):
+        rest = hl.relax(pair(W, hl.IdentityLayer, hl.ReluLayer), x0, throw=False)
+        return jnp.sum(jnp.where(rest.converged[:, None], rest.x["x"], 0)), rest.converged
+
+    gradient, converged = jax.grad(loss, has_aux=True)(jnp.full((2, 2), 3.0))
+    np.testing.assert_array_equal(converged, [False, True])
+    np.testing.assert_array_equal(gradient, np.zeros((2, 2)))
+
+
+def test_a_closure_over_what_is_differentiated():
+    def end(stiffness):
+        layer = hl.Layer(lambda x: stiffness * jnp.sum(x**2) / 2, 3)
+        return hl.relax(layer, jnp.ones(3), inputs=jnp.ones(3)).x.sum()
+
+    with pytest.raises(TypeError, match=r"closes over what is differentiated.*equinox\.Module"):
+        jax.grad(end)(2.0)
+    np.testing.assert_allclose(jax.jit(end)(2.0), 3.0)
+
+
+def test_a_sample_that_overflows_is_masked_out_of_the_gradient():
+    layer = hl.ExpLayer(2)
+    x0 = jnp.array([[800.0, 0.0], [0.5, 0.0]])
+    clamp = jnp.array([[True, False], [False, False]])
+
+    def loss(beta):
+        scaled = eqx.tree_at(lambda m: m.lagrangian.beta, layer, beta)
+        rest = hl.relax(scaled, x0, clamp=clamp, max_steps=20, throw=False)
+        return jnp.sum(jnp.where(jnp.isfinite(rest.energy)[:, None], rest.x, 0))
+
+    assert jnp.isfinite(jax.grad(loss)(jnp.array(1.0)))
