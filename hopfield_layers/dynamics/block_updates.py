@@ -87,7 +87,7 @@ class _Sweep(NamedTuple):
 
 class _State(NamedTuple):
     kept: _Sweep
-    is_measured: Bool[Array, ""]  # whether its distance is that of all units at this very state
+    is_measured: Bool[Array, ""]  # whether the distance leaves out no unit, see `_step`
     candidate: Float[Array, " n"]
     is_plain: Bool[Array, ""]  # whether the candidate is that of a plain sweep
     is_return: Bool[Array, ""]  # whether it is the state that is kept, to sweep with less damping
@@ -180,7 +180,8 @@ class Updates(eqx.Module):
         successes = jnp.where(keep, state.successes + 1, 0)
         grows = (successes >= _PATIENCE) & (damping < self.method.damping)
         next_damping = jnp.where(fails, damping / 2, jnp.where(grows, 2 * damping, damping))
-        history = history._replace(length=jnp.where(grows, 0, history.length))
+        # After a plain sweep the last of two blocks is at rest, and the first one is measured. For
+        # more blocks this is an estimate: `implicit_steps` measures the end.
         is_measured = state.is_plain | (len(blocks) == 1)
         # The least energy so far, so that what rounding allows doesn't add up.
         least = eqx.tree_at(

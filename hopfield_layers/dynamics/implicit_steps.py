@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .descent import energy_change, step_end, StepEnd
 from .flow import EnergyFlow
-from .linear_systems import conjugate_gradients, jacobians
+from .linear_systems import conjugate_gradients
 from .rest import Rest, Tolerance
 from .state_trees import largest, tree_where
 
@@ -54,13 +54,14 @@ def implicit_steps(
 
     def step(state: _State):
         at, shift = state.at, state.shift
-        products = jacobians(field.model.activations, lambda x: field.force(t, x), at.x)
-        (x, unravel), (force, _) = (ravel_pytree(tree) for tree in (at.x, field.force(t, at.x)))
+        x, unravel = ravel_pytree(at.x)
+        _, metric = jax.linearize(lambda x: ravel_pytree(field.model.activations(unravel(x)))[0], x)
+        force, slope = jax.linearize(lambda x: ravel_pytree(field.force(t, unravel(x)))[0], x)
 
         def shifted(v):
-            return shift * v + products.slope(v)
+            return shift * v - slope(v)
 
-        way, _ = conjugate_gradients(shifted, products.metric, force, 0.01, 100)
+        way, _ = conjugate_gradients(shifted, metric, force, 0.01, 100)
         way = way + (force - shifted(way)) / (1 + shift)  # for units with H = 0
         new = measured(unravel(x + way))
         change = energy_change(at.x, at.end, new.x, new.end)

@@ -12,30 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 
 Product = Callable[[Array], Array]
-
-
-class Jacobians(NamedTuple):
-    """Products of flat vectors with H and with the Jacobian of the force, at one state."""
-
-    metric: Product  # H v
-    slope: Product  # −∂(τ dx/dt)/∂x v, which is A v at the free units
-
-
-def jacobians(activations: Callable, force: Callable, x: PyTree[Array]) -> Jacobians:
-    """The products at x, linearized once."""
-    _, unravel = ravel_pytree(x)
-
-    def flat(linear):
-        return lambda v: ravel_pytree(linear(unravel(v)))[0]
-
-    _, metric = jax.linearize(activations, x)
-    _, force_product = jax.linearize(force, x)
-    return Jacobians(flat(metric), lambda v: -flat(force_product)(v))
 
 
 class _Iteration(NamedTuple):

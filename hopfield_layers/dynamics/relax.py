@@ -224,9 +224,9 @@ def _raise_if_unconverged(rest: Relaxation, arguments: ProblemArguments, max_ste
     grown = jnp.any(bottomless) | (largest(sizes) > limit_of(start))
     diverged = jnp.any(unconverged & jnp.isinf(rest.residual))
     if isinstance(unconverged, Tracer):
-        rest = eqx.error_if(rest, diverged, _DIVERGED)
-        rest = eqx.error_if(rest, grown, _UNBOUNDED.format(details="x"))
-        return eqx.error_if(rest, jnp.any(unconverged), _UNCONVERGED.format(details=""))
+        failed = jnp.array([diverged, grown, jnp.any(unconverged)])
+        messages = [_DIVERGED, _UNBOUNDED.format(details="x"), _UNCONVERGED.format(details="")]
+        return eqx.branched_error_if(rest, jnp.any(failed), jnp.argmax(failed), messages)
     if not jnp.any(unconverged):
         return rest
     if diverged:
