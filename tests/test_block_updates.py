@@ -322,14 +322,39 @@ def test_a_sample_without_a_rest_is_masked_out_of_the_gradient():
     np.testing.assert_array_equal(gradient, np.zeros((2, 2)))
 
 
-def test_a_closure_over_what_is_differentiated():
-    def end(stiffness):
-        layer = hl.Layer(lambda x: stiffness * jnp.sum(x**2) / 2, 3)
-        return hl.relax(layer, jnp.ones(3), inputs=jnp.ones(3)).x.sum()
+@pytest.mark.parametrize("flow", ["activation", "state"])
+def test_closures_over_what_is_differentiated(flow):
+    def energy(scale):
+        layers = {"x": hl.Layer(lambda x: scale * jnp.sum(jnp.cosh(x)), 2), "y": hl.TanhLayer(2)}
+        ham = hl.HAM(layers, {"W": hl.DenseSynapse((2, 2), W=W)}, [(("x", "y"), "W")])
+        inputs = {"x": jnp.array([0.5, -0.2]), "y": jnp.array([0.3, 0.1])}
+        return hl.relax(ham, ham.init_states(), flow=flow, inputs=inputs).energy
 
-    with pytest.raises(TypeError, match=r"closes over what is differentiated.*equinox\.Module"):
-        jax.grad(end)(2.0)
-    np.testing.assert_allclose(jax.jit(end)(2.0), 3.0)
+    W = jnp.array([[0.3, 0.1], [0.2, 0.4]])
+    expected = (energy(1.0 + 1e-5) - energy(1.0 - 1e-5)) / 2e-5
+    assert abs(expected) > 0.1
+    gradients = jax.grad(energy), jax.jit(jax.grad(energy)), jax.grad(jax.jit(energy))
+    for gradient in (*gradients, jax.jacfwd(energy)):
+        np.testing.assert_allclose(gradient(1.0), expected, rtol=1e-7)
+
+
+def test_a_sample_without_derivative_is_named():
+    # I + S H is 0 at the first state, a critical pitchfork, and positive at the second.
+    synapse = hl.DenseSynapse((1, 1), W=jnp.full((1, 1), 0.5))
+    model = hl.HAM({"x": hl.TanhLayer(1)}, {"W": synapse}, [(("x", "x"), "W")])
+
+    def end(shift, throw):
+        inputs = {"x": jnp.array([[0.0], [1.0]]) + shift}
+        return hl.relax(model, {"x": jnp.zeros((2, 1))}, inputs=inputs, throw=throw).x["x"][:, 0]
+
+    def slopes(throw):
+        return jax.jvp(lambda shift: end(shift, throw), (0.0,), (1.0,))[1]
+
+    with pytest.raises(RuntimeError, match=r"no derivative in 1 of 2 samples, \(0,\)"):
+        jax.block_until_ready(slopes(True))
+    _, slope = slopes(False)
+    x = end(0.0, False)[1]
+    np.testing.assert_allclose(slope, 1 / (1 - 1 / np.cosh(x) ** 2))
 
 
 def test_a_sample_that_overflows_is_masked_out_of_the_gradient():

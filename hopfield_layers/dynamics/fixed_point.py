@@ -14,7 +14,8 @@ from .flow import EnergyFlow
 from .flow_to_rest import FlowToRest
 from .linear_systems import conjugate_gradients
 from .newton_krylov import Krylov
-from .state_trees import like_state, tree_where
+from .rest import limit_of, of_samples
+from .state_trees import largest, like_state, tree_where
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t
@@ -24,11 +25,13 @@ _T0 = np.zeros(())  # the flow doesn't change with t
 def settle(
     search: Updates | FlowToRest, x0: PyTree[Array], throw: bool
 ) -> tuple[PyTree, Array, dict]:
-    """x at rest, its energy, and the attributes of a `Relaxation` that have no derivatives."""
+    """x at rest, its energy, and attributes that have no derivatives."""
     x, energy, residual, converged, time, num_steps = search.run(x0)
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
+    lowest = -(float(jnp.finfo(energy.dtype).max) ** 0.45)
+    is_unbounded = ~converged & ((largest(x) > limit_of(x0)) | (energy < lowest))
     attributes = {"residual": residual, "converged": converged, "time": time}
-    return x, energy, attributes | {"num_steps": num_steps}
+    return x, energy, attributes | {"num_steps": num_steps, "is_unbounded": is_unbounded}
 
 
 @settle.def_jvp
@@ -84,7 +87,7 @@ def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array
     def checked(solve):
         def solution(product, b):
             d, is_solved = solve(product, b)
-            return eqx.error_if(d, ~is_solved, _SINGULAR) if throw else d
+            return _or_error(d, is_solved) if throw else d
 
         return solution
 
@@ -117,13 +120,13 @@ class _Symmetric:
     def solve(self, product, b):
         """d with A d = b: its free part by conjugate gradients, and d = b − D S H d from it."""
         held = (1 - self.free) * b
-        free, solved = self._conjugate_gradients(self.free * (b - self.S(self.H(held))))
+        free, solved, _ = self._conjugate_gradients(self.free * (b - self.S(self.H(held))))
         d = b - self.free * self.S(self.H(free + held))
         return _where_solved(solved, d, product, b)
 
     def solve_transposed(self, product, b):
         """y with Aᵀ y = b: y = b − H S D y, in which D S D y has an equation with A."""
-        pull, solved = self._conjugate_gradients(self.free * self.S(self.free * b))
+        pull, solved, _ = self._conjugate_gradients(self.free * self.S(self.free * b))
         y = b - self.H(self.S(self.free * b - self.H(pull)))
         return _where_solved(solved, y, product, b)
 
@@ -156,7 +159,30 @@ def _by_gmres(product, b):
     return solution.value, solution.result == lx.RESULTS.successful
 
 
-_SINGULAR = (
-    "relax found no derivative at a sample, whose state does not change smoothly with the "
-    "parameters. With throw=False it gives what it reached."
-)
+@jax.custom_batching.custom_vmap
+def _or_error(d, is_solved):
+    """d, or an error at run time that names the samples which have no solution."""
+    shape = jax.ShapeDtypeStruct(d.shape, d.dtype)
+
+    def error():
+        return jax.pure_callback(_raise_singular, shape, is_solved)
+
+    return jax.lax.cond(jnp.all(is_solved), lambda: d, error)
+
+
+@_or_error.def_vmap
+def _(size, in_batched, d, is_solved):
+    # All samples at once: `equinox.error_if` under vmap would know only that there is one.
+    d, is_solved = (
+        leaf if batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
+        for leaf, batched in zip((d, is_solved), in_batched, strict=True)
+    )
+    return _or_error(d, is_solved), True
+
+
+def _raise_singular(is_solved):
+    raise RuntimeError(
+        f"relax found no derivative{of_samples(~is_solved)}: the state there does not change "
+        "smoothly with the parameters. Leave such samples out, change the parameters a little, or "
+        "pass throw=False for what was reached."
+    )

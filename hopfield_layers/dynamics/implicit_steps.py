@@ -39,7 +39,8 @@ def implicit_steps(
     """Takes steps (λ + I + S H) δ = −u until all units rest, |x| passes a limit, or λ is huge.
 
     λ grows where the energy would rise, until it falls, as δ is a direction of descent; and it
-    shrinks otherwise, for Newton's method in the end. None is taken from a state at rest.
+    shrinks otherwise, for Newton's method in the end. None is taken from a state at rest. Each
+    product with S and H counts as a step too.
     """
     t = np.zeros(())  # the flow doesn't change with t
 
@@ -61,14 +62,16 @@ def implicit_steps(
         def shifted(v):
             return shift * v - slope(v)
 
-        way, _ = conjugate_gradients(shifted, metric, force, 0.01, 100)
+        solution = conjugate_gradients(shifted, metric, force, 0.01, 100)
+        way = solution.value
         way = way + (force - shifted(way)) / (1 + shift)  # for units with H = 0
         new = measured(unravel(x + way))
         change = energy_change(at.x, at.end, new.x, new.end)
         keep = (change < 0) | ((change < 1) & (new.distance < at.distance))
         keep = keep & jnp.isfinite(new.distance) & jnp.isfinite(new.end.energy)
         shift = jnp.where(keep, shift / 10, jnp.maximum(10 * shift, 1e-3))
-        return _State(tree_where(keep, new, at), shift, state.num_steps + 1)
+        num_steps = state.num_steps + 1 + solution.num_steps
+        return _State(tree_where(keep, new, at), shift, num_steps)
 
     first = measured(x)
     start = _State(first, jnp.ones_like(first.distance), num_steps)

@@ -28,9 +28,17 @@ class _Iteration(NamedTuple):
     num_steps: Int[Array, ""]
 
 
+class Solution(NamedTuple):
+    """What conjugate gradients came to."""
+
+    value: Float[Array, " n"]
+    is_solved: Bool[Array, ""]
+    num_steps: Int[Array, ""]
+
+
 def conjugate_gradients(
     operator: Product, metric: Product, b: Float[Array, " n"], rtol: float, max_steps: int
-) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+) -> Solution:
     """Solves A d = b for A self-adjoint in ⟨a, b⟩ = aᵀ H b, and says whether the residual is small.
 
     It stops where H or the curvature is not positive along a direction. b = 0 gives 0.
@@ -71,4 +79,4 @@ def conjugate_gradients(
         return possible & ~is_solved(state)
 
     last = jax.lax.while_loop(continues, step, first)
-    return last.solution * size, is_solved(last)
+    return Solution(last.solution * size, is_solved(last), last.num_steps)

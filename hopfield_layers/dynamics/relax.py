@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Real
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
 from .block_updates import BlockUpdates, Updates
+from .closures import without_closures
 from .descent import without_derivatives
 from .fixed_point import settle
 from .flow import EnergyFlow
 from .flow_to_rest import follow
 from .problems import InitialValueProblem, ProblemArguments
-from .rest import limit_of, Tolerance
-from .state_trees import largest
+from .rest import of_samples, Tolerance
 
 
 class Relaxation(eqx.Module):
@@ -117,8 +117,7 @@ def relax(
     masks and inputs. With `throw=True`, `RuntimeError` for samples that ran out of steps, for an
     energy without lower bound and for what leaves the range of the dtype. Where an outer jit hides
     the values it is an error at run time, which `equinox.filter_jit` shows as an
-    `equinox.EquinoxRuntimeError`. `TypeError` for a Lagrangian or synapse that closes over what is
-    differentiated.
+    `equinox.EquinoxRuntimeError`.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.
@@ -149,16 +148,9 @@ def relax(
     tools = {"solver": solver, "controller": stepsize_controller, "meter": meter}
     tools = problems.with_array_floats(tools, dtype)
     try:
-        rest, converged = _relax(
+        rest, is_unbounded, converged = _relax(
             arguments=arguments, numbers=numbers, max_steps=max_steps, throw=throw, **tools
         )
-    except TypeError as error:
-        if "No constant handler" in str(error):
-            raise TypeError(
-                "A Lagrangian, synapse or model closes over what is differentiated: make it an "
-                "equinox.Module, or a jax.tree_util.Partial, with that as a field."
-            ) from error
-        raise
     except eqx.EquinoxRuntimeError:
         problems.raise_if_not_finite(arguments.x0)
         for name, number in numbers.items():
@@ -166,13 +158,13 @@ def relax(
                 raise ValueError(f"Expected a finite {name} > 0, got {number}.") from None
         raise
     if throw and (isinstance(converged, Tracer) or not converged):
-        return _raise_if_unconverged(rest, arguments, max_steps)
+        return _raise_if_unconverged(rest, is_unbounded, arguments, max_steps)
     return rest
 
 
 @problems.flat_jit
 def _relax(arguments, numbers, max_steps, solver, controller, meter, throw):
-    """The samples at rest, and whether all of them converged."""
+    """The samples at rest, which of them have no lower bound, and whether all converged."""
     problem = InitialValueProblem(arguments)
     dtype, errors = problem.dtype, {}
     for name, number in numbers.items():
@@ -199,69 +191,68 @@ def _relax(arguments, numbers, max_steps, solver, controller, meter, throw):
         )
 
     def relax_sample(field, x0):
+        model = without_closures(field.model, x0)
+        field = eqx.tree_at(lambda field: field.model, field, model)
         x, energy, attributes = settle(search(field), x0, throw)
-        return Relaxation(x, energy, **attributes)
+        is_unbounded = attributes.pop("is_unbounded")
+        return Relaxation(x, energy, **attributes), is_unbounded
 
-    rest = problem.map(relax_sample)
-    return rest, jnp.all(rest.converged)
+    rest, is_unbounded = problem.map(relax_sample)
+    return rest, is_unbounded, jnp.all(rest.converged)
 
 
-def _raise_if_unconverged(rest: Relaxation, arguments: ProblemArguments, max_steps: int):
+def _raise_if_unconverged(
+    rest: Relaxation,
+    is_unbounded: Bool[Array, "*batch"],
+    arguments: ProblemArguments,
+    max_steps: int,
+) -> Relaxation:
     """`rest`, or an error if a sample did not converge."""
     unconverged = ~rest.converged
-    # Under jax.jvp the values are known, but they carry tangents.
-    model, _, flow, clamp, inputs = arguments
-    x, field = without_derivatives((rest.x, EnergyFlow(model, flow, clamp, inputs)))
-
-    def of_unconverged(leaf):
-        mask = unconverged.reshape(unconverged.shape + (1,) * (leaf.ndim - unconverged.ndim))
-        return jnp.where(mask, jnp.abs(leaf), 0)
-
-    sizes = jax.tree.map(of_unconverged, x)
-    x0 = without_derivatives(arguments.x0)
-    bottomless = unconverged & (rest.energy < -(float(jnp.finfo(rest.energy.dtype).max) ** 0.45))
-    start = jax.tree.map(lambda x: x.astype(rest.energy.dtype), x0)
-    grown = jnp.any(bottomless) | (largest(sizes) > limit_of(start))
-    diverged = jnp.any(unconverged & jnp.isinf(rest.residual))
+    is_infinite = unconverged & jnp.isinf(rest.residual)
     if isinstance(unconverged, Tracer):
-        failed = jnp.array([diverged, grown, jnp.any(unconverged)])
-        messages = [_DIVERGED, _UNBOUNDED.format(details="x"), _UNCONVERGED.format(details="")]
+        failed = jnp.array([jnp.any(mask) for mask in (is_infinite, is_unbounded, unconverged)])
+        messages = [_DIVERGED.format(details=""), _UNBOUNDED.format(details="a unit")]
+        messages.append(_UNCONVERGED.format(details=""))
         return eqx.branched_error_if(rest, jnp.any(failed), jnp.argmax(failed), messages)
     if not jnp.any(unconverged):
         return rest
-    if diverged:
-        raise RuntimeError(_DIVERGED)
-    which = jnp.argwhere(unconverged)
-    of_samples = ""
-    if unconverged.ndim > 0:
-        first = ", ".join(str(tuple(map(int, index))) for index in which[:5])
-        some = "among them " if len(which) > 5 else ""
-        of_samples = f" in {len(which)} of {unconverged.size} samples, {some}{first}"
-    if grown:
-        raise RuntimeError(_UNBOUNDED.format(details=_largest_unit(sizes) + of_samples))
+    if jnp.any(is_infinite):
+        raise RuntimeError(_DIVERGED.format(details=of_samples(is_infinite)))
+    # Under jax.jvp the values are known, but they carry tangents.
+    model, _, flow, clamp, inputs = arguments
+    x, field = without_derivatives((rest.x, EnergyFlow(model, flow, clamp, inputs)))
+    if jnp.any(is_unbounded):
+        details = f"{_largest_unit(x, is_unbounded)[0]}{of_samples(is_unbounded)}"
+        raise RuntimeError(_UNBOUNDED.format(details=details))
     force = eqx.filter_jit(EnergyFlow.force)(field, jnp.zeros(()), x)
-    speeds = jax.tree.map(of_unconverged, force)
+    slowest, speed = _largest_unit(force, unconverged)
     time = "" if rest.time is None else f" and t = {float(jnp.max(rest.time[unconverged])):.3g}"
     details = (
-        f"{of_samples}; the slowest unit is {_largest_unit(speeds)} with |τ dx/dt| = "
-        f"{float(largest(speeds)):.3g} after {int(jnp.max(rest.num_steps[unconverged]))} of "
-        f"{max_steps} steps{time}"
+        f"{of_samples(unconverged)}; the slowest unit is {slowest} with |τ dx/dt| = {speed:.3g} "
+        f"after {int(jnp.max(rest.num_steps[unconverged]))} of {max_steps} steps{time}"
     )
     raise RuntimeError(_UNCONVERGED.format(details=details))
 
 
-def _largest_unit(tree: PyTree[Array]) -> str:
-    """The unit with the largest entry, as one would index the state."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _largest_unit(tree: PyTree[Array], samples: Bool[Array, "*batch"]) -> tuple[str, float]:
+    """The unit of these samples with the largest entry, as one would index the state, and that."""
+
+    def size(leaf):
+        mask = samples.reshape(samples.shape + (1,) * (leaf.ndim - samples.ndim))
+        return jnp.where(mask, jnp.abs(leaf), 0)
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(size, tree))
     path, leaf = max(leaves, key=lambda leaf: jnp.max(leaf[1], initial=0.0))
     index = jnp.unravel_index(jnp.argmax(leaf), leaf.shape)
-    return f"x{jax.tree_util.keystr(path)}[{', '.join(map(str, index))}]"
+    unit = f"x{jax.tree_util.keystr(path)}[{', '.join(map(str, index))}]"
+    return unit, float(jnp.max(leaf, initial=0))
 
 
 _RETURNS = "With throw=False it returns what it reached."
 _DIVERGED = (
-    "relax came to no rest: dx/dt is NaN or leaves the range of the dtype, because x0, the inputs "
-    f"or the model's parameters do. {_RETURNS}"
+    "relax came to no rest{details}: dx/dt is NaN or leaves the range of the dtype, because x0, "
+    f"the inputs or the model's parameters do. {_RETURNS}"
 )
 _UNBOUNDED = (
     "relax came to no rest: {details} grows without end, because the energy has no lower bound. "

@@ -7,6 +7,8 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .state_trees import largest
@@ -43,6 +45,17 @@ def limit_of(x: PyTree[Array]) -> Array:
     """The size beyond which x is taken to grow without end, as the energy has no lower bound."""
     sizes = [float(jnp.finfo(leaf.dtype).max) ** 0.45 for leaf in jax.tree.leaves(x)]
     return jnp.maximum(min(sizes), 1e3 * largest(x))
+
+
+def of_samples(mask: Bool[ArrayLike, "*batch"]) -> str:
+    """The part of an error message that names the samples of a mask, nothing without batch axes."""
+    mask = np.asarray(mask)
+    if mask.ndim == 0:
+        return ""
+    which = np.argwhere(mask)
+    first = ", ".join(str(tuple(map(int, index))) for index in which[:5])
+    some = "among them " if len(which) > 5 else ""
+    return f" in {len(which)} of {mask.size} samples, {some}{first}"
 
 
 def until_rest(

@@ -50,7 +50,7 @@ class Clamp(eqx.Module):
             )
 
         try:
-            coupled = getattr(model, "coupled", coupled_in_arrays)(self.held)
+            coupled = (getattr(model, "coupled", None) or coupled_in_arrays)(self.held)
             return jax.tree.map(lambda coupled, held: coupled & ~held, coupled, self.held)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             shapes = jax.tree.map(jnp.shape, self.held)

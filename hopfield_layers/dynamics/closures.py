@@ -1,0 +1,47 @@
+"""Models whose functions close over traced arrays, such as a Lagrangian made of a lambda.
+
+A derivative rule sees the arguments of its function and not what they close over, so that the
+derivative with respect to that would be lost. Here it becomes a part of the model's tree.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from ..model import AbstractEnergyModel
+
+
+class _ConvertedModel(AbstractEnergyModel):
+    """A model by its functions of one sample, of which none closes over a traced array."""
+
+    tau: PyTree
+    functions: tuple[Callable, ...]
+    synaptic_slopes: Callable | None
+    blocks: Callable | None
+    coupled: Callable | None
+
+    def energy(self, x: PyTree[Array]) -> Array:
+        return self.functions[0](x)
+
+    def activations(self, x: PyTree[Array]) -> PyTree[Array]:
+        return self.functions[1](x)
+
+    def dEdg(self, x: PyTree[Array]) -> PyTree[Array]:
+        return self.functions[2](x)
+
+
+def without_closures(model: AbstractEnergyModel, x: PyTree[Array]) -> AbstractEnergyModel:
+    """The model, or one of the same functions at states like x if they close over tracers."""
+    convert = eqx.filter_closure_convert
+    functions = tuple(convert(fn, x) for fn in (model.energy, model.activations, model.dEdg))
+    own = {id(leaf) for leaf in jax.tree.leaves(model)}
+    leaves = jax.tree.leaves(eqx.filter(functions, eqx.is_array))
+    if all(id(leaf) in own or not isinstance(leaf, Tracer) for leaf in leaves):
+        return model
+    if (slopes := getattr(model, "synaptic_slopes", None)) is not None:
+        slopes = convert(slopes, x)
+    blocks, coupled = (getattr(model, name, None) for name in ("blocks", "coupled"))
+    return _ConvertedModel(model.tau, functions, slopes, blocks, coupled)
