@@ -290,12 +290,45 @@ def test_a_frustrated_network_in_float32():
     A = jr.normal(jr.key(0), (50, 50), jnp.float32)
     synapse = hl.DenseSynapse((50, 50), W=-(A + A.T) / 4)
     ham = hl.HAM({"x": hl.TanhLayer(50, beta=10.0)}, {"W": synapse}, [(("x", "x"), "W")])
-    rest = hl.relax(
-        with_dtype(ham, jnp.float32),
-        {"x": jr.normal(jr.key(1), (40, 50), jnp.float32)},
-        throw=False,
-    )
-    assert jnp.sum(rest.converged) >= 36
+    x0 = {"x": jr.normal(jr.key(1), (40, 50), jnp.float32)}
+    assert jnp.all(hl.relax(with_dtype(ham, jnp.float32), x0, throw=False).converged)
+
+
+def test_kept_states_have_ever_less_energy():
+    model = chain(2.0)
+    x0 = model.init_states(rng=jr.key(3))
+    energies = [model.energy(x0)]
+    energies += [hl.relax(model, x0, max_steps=n, throw=False).energy for n in (1, 2, 5, 9, 16, 30)]
+    assert all(jnp.diff(jnp.array(energies)) < 0)
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.6])
+def test_three_blocks(damping):
+    # A ring: each layer has its own colour.
+    names = ("a", "b", "c")
+    layers = {name: hl.TanhLayer(4, beta=3.0) for name in names}
+    synapses, connections = {}, []
+    for i, key in enumerate(jr.split(jr.key(0), 3)):
+        synapses[f"W{i}"] = hl.DenseSynapse((4, 4), W=jr.normal(key, (4, 4)))
+        connections.append(((names[i], names[i - 1]), f"W{i}"))
+    model = hl.HAM(layers, synapses, connections)
+    assert len(model.blocks()) == 3
+    x0 = model.init_states(bs=6, rng=jr.key(1))
+    rest = hl.relax(model, x0, solver=hl.BlockUpdates(damping=damping))
+    assert jnp.all(rest.energy < model.energy(x0))
+    for u in model.dEdg(rest.x).values():
+        assert jnp.max(jnp.abs(u)) < 1e-9
+
+
+@DTYPES
+def test_an_energy_that_falls_faster_than_quadratically(dtype):
+    synapses = {"quartic": lambda g: -jnp.sum(g**4)}
+    model = hl.HAM({"x": hl.IdentityLayer(3)}, synapses, [(("x",), "quartic")])
+    rest = hl.relax(model, {"x": jnp.ones((2, 3), dtype)}, throw=False)
+    assert not jnp.any(rest.converged)
+    assert jnp.max(rest.num_steps) < 200
+    with pytest.raises(RuntimeError, match=r"x\['x'\].* 2 of 2 samples.*no lower bound"):
+        hl.relax(model, {"x": jnp.ones((2, 3), dtype)})
 
 
 def test_large_inputs_are_no_missing_bound():
