@@ -37,10 +37,10 @@ RUNS = {
     "relax": lambda ham, x: hl.relax(ham, x, throw=False).x,
 }
 # Products with weights in the program: the energy has one with each weight, a field two. `solve`
-# has one field before its loop and one inside, in the loop over the stages.
-PRODUCTS = {"energy": 3, "activation flow": 6, "state flow": 6, "solve": 12}
+# has a field for the first stage of all, and one for each of the six that follow in a step.
+PRODUCTS = {"energy": 3, "activation flow": 6, "state flow": 6, "solve": 42}
 # The most temporary numbers per unit, hidden units included.
-TEMPORARIES = {"energy": 4, "activation flow": 2, "state flow": 3, "solve": 16, "relax": 24}
+TEMPORARIES = {"energy": 4, "activation flow": 2, "state flow": 3, "solve": 24, "relax": 24}
 
 
 def states(batch):

@@ -1,8 +1,11 @@
 """Solutions against SciPy's, and the arguments, results and errors of `solve`."""
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -344,3 +347,58 @@ def test_bad_input_traced_by_jit():
         solve(jnp.array([0.0, jnp.nan, 1.0]), jnp.array(1.0))
     with pytest.raises(eqx.EquinoxRuntimeError, match="t1 > t0"):
         solve(jnp.ones(3), jnp.array(-1.0))
+
+
+def test_batch_size():
+    layer = hl.TanhLayer(3)
+    x0 = jr.normal(jr.key(0), (2, 5, 3))
+    inputs = jr.normal(jr.key(1), (5, 3))
+    together = hl.solve(layer, x0, 2.0, inputs=inputs)
+    for batch_size in (1, 4, 100):
+        parts = hl.solve(layer, x0, 2.0, inputs=inputs, batch_size=batch_size)
+        np.testing.assert_allclose(saved(parts), saved(together), rtol=1e-12)
+        np.testing.assert_array_equal(parts.stats["num_steps"], together.stats["num_steps"])
+        assert jnp.all(hl.relax(layer, x0, inputs=inputs, batch_size=batch_size).converged)
+    assert saved(hl.solve(layer, x0[0, 0], 2.0, batch_size=3)).shape == (1, 3)
+    assert saved(hl.solve(layer, x0[:, :0], 2.0, batch_size=3)).shape == (2, 0, 1, 3)
+
+    def end(inputs, **options):
+        return jnp.sum(saved(hl.solve(layer, x0, 2.0, inputs=inputs, **options)) ** 2)
+
+    ours, theirs = jax.grad(lambda shift: end(shift, batch_size=4))(inputs), jax.grad(end)(inputs)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    wrong: Any
+    for wrong, error in ((0, ValueError), (-2, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match="batch_size"):
+            hl.solve(layer, x0, 2.0, batch_size=wrong)
+        with pytest.raises(error, match="batch_size"):
+            hl.relax(layer, x0, batch_size=wrong)
+
+
+def test_batched_solutions_are_vmapped_like_those_of_diffrax():
+    saveat = diffrax.SaveAt(t1=True, dense=True)
+    x0 = jnp.arange(6.0).reshape(3, 2)
+    solution = hl.solve(hl.IdentityLayer(2), x0, 2.0, saveat=saveat)
+    ys = jax.vmap(lambda solution: solution.evaluate(1.0))(solution)
+    np.testing.assert_allclose(ys, x0 * np.exp(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("run", ["solve", "relax", "gradient"])
+def test_programs_that_raise_nothing_are_exported(run):
+    synapses = {"W": hl.DenseSynapse((4, 3), key=jr.key(0))}
+    ham = hl.HAM({"a": hl.TanhLayer(4), "b": hl.SoftmaxLayer(3)}, synapses, [(("a", "b"), "W")])
+
+    def end(x0):
+        return saved(hl.solve(ham, x0, 2.0, throw=False))["a"]
+
+    fn = {
+        "solve": end,
+        "relax": lambda x0: hl.relax(ham, x0, throw=False).x["a"],
+        "gradient": jax.grad(lambda x0: jnp.sum(end(x0))),
+    }[run]
+    x0 = ham.init_states(3, jr.key(1))
+    exported = jax.export.export(jax.jit(fn))(x0)
+    assert "callback" not in exported.mlir_module()
+    np.testing.assert_allclose(
+        *(jax.tree.leaves(f(x0))[0] for f in (exported.call, fn)), rtol=1e-12
+    )

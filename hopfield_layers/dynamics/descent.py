@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree, Real
 
 from ..model import AbstractEnergyModel
 from .flow import EnergyFlow
+from .inputs import depends_on_time
 from .problems import check_tools
 from .state_trees import sum_over_units, tree_where
 
@@ -63,7 +64,7 @@ def descend_along(field: EnergyFlow, controller: _T) -> _T:
     def replace(node):
         if not is_descent(node):
             return node
-        if callable(field.inputs):
+        if depends_on_time(field.inputs):
             raise ValueError("The energy may rise with inputs that depend on t: expected arrays.")
         return eqx.tree_at(lambda c: c.field, node, field)
 

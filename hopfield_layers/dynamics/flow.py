@@ -1,6 +1,5 @@
 """The vector field of a model, with its inputs and its clamped units."""
 
-from collections.abc import Callable
 from typing import get_args
 
 import equinox as eqx
@@ -12,10 +11,8 @@ from jaxtyping import Array, Float, PyTree, Real, Shaped
 from .._conversion import as_float, widened
 from .._numerics.floors import floored, SMALLEST
 from ..model import AbstractEnergyModel, Flow, StateLike
+from .inputs import Inputs, inputs_at
 from .state_trees import Clamp, like_state, sum_over_units
-
-
-Inputs = StateLike | Callable[[Array], StateLike] | None
 
 
 class EnergyFlow(eqx.Module):
@@ -38,7 +35,8 @@ class EnergyFlow(eqx.Module):
     - `clamp`: the units that keep their values, dx/dt = 0: a tree of boolean masks of the state's
         structure and shapes, with or without its batch axes. It may leave out a network's layers.
     - `inputs`: the external input I, which adds −Σ I·g to the energy: a tree of arrays that
-        broadcast to the state, or a function of t that returns one. It may leave out layers too.
+        broadcast to the state, or a function of t that returns one, or a path of diffrax whose
+        values are such. It may leave out layers too. While I changes, the energy may rise.
 
     Called as `(t, x, args)`; `args` is ignored. x is a state with any batch axes the model takes.
 
@@ -116,8 +114,7 @@ class EnergyFlow(eqx.Module):
         return energy - sum_over_units(work, energy)
 
     def _inputs_at(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
-        inputs = self.inputs(jnp.asarray(t)) if callable(self.inputs) else self.inputs
-        return like_state(x, inputs, "inputs")
+        return like_state(x, inputs_at(self.inputs, t), "inputs")
 
 
 def time_constants(model: AbstractEnergyModel, x: PyTree[Array]) -> PyTree[Array]:

@@ -16,6 +16,7 @@ from .flow import BoundedFlow, EnergyFlow, time_constants
 from .newton_krylov import newton_krylov, with_tolerances_of
 from .rest import Rest, Tolerance, until_rest
 from .state_trees import largest, tree_where
+from .straight_line import straight_line
 
 
 class _State(NamedTuple):
@@ -141,7 +142,7 @@ def follow(
     steps_to_times = diffrax.StepTo | diffrax.ClipStepSizeController
     if isinstance(controller, steps_to_times) or isinstance(inner, steps_to_times):
         raise ValueError("relax has no times to step to: expected constant steps or a PID.")
-    solver = with_tolerances_of(controller, solver)
+    solver = straight_line(with_tolerances_of(controller, solver))
     taus = time_constants(problem.field.model, problem.x0)
     if dt0 is None and isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         dt0 = 100 * largest(taus)

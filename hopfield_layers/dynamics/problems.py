@@ -2,9 +2,10 @@
 
 import functools as ft
 import inspect
+import operator
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -17,7 +18,8 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._conversion import as_float
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
-from .flow import EnergyFlow, Inputs
+from .flow import EnergyFlow
+from .inputs import depends_on_time, Inputs, split_samples, values_on_grid
 from .state_trees import Clamp, like_state
 
 
@@ -57,8 +59,9 @@ class ProblemArguments(NamedTuple):
         """The arguments with their numbers as arrays, so that others don't compile anew, and the
         clamp checked while its values are known.
         """
-        x0, clamp, inputs = _as_arrays(self.x0), self.clamp, self.inputs
-        if callable(inputs):
+        x0, clamp = _as_arrays(self.x0), self.clamp
+        inputs: Any = self.inputs
+        if depends_on_time(inputs):
             inputs = with_array_floats(inputs, solve_dtype(x0))
         else:
             inputs = _as_arrays(inputs)
@@ -72,8 +75,8 @@ class ProblemArguments(NamedTuple):
 class InitialValueProblem(eqx.Module):
     """A flow and an x0 that fit each other, which is checked when a program is traced.
 
-    The arrays of x0 have one dtype, float32 or float64. The clamp, and the inputs unless they are a
-    function of t, have the shapes of x0. The batch axes are those of the model's energy.
+    The arrays of x0 have one dtype, float32 or float64. The clamp, and the inputs unless they
+    change in time, have the shapes of x0. The batch axes are those of the model's energy.
     """
 
     field: EnergyFlow
@@ -82,10 +85,13 @@ class InitialValueProblem(eqx.Module):
     dtype: np.dtype = eqx.field(static=True)
 
     def __init__(self, arguments: ProblemArguments):
-        model, x0, flow, clamp, inputs = arguments
+        model, x0, flow, clamp, _ = arguments
+        inputs: Any = arguments.inputs
         self.dtype = solve_dtype(x0)
         self.x0 = jax.tree.map(lambda x: as_float(x).astype(self.dtype), x0)
-        if inputs is not None and not callable(inputs):
+        if (ys := values_on_grid(inputs)) is not None:
+            jax.eval_shape(lambda: like_state(self.x0, jax.tree.map(lambda y: y[0], ys), "inputs"))
+        elif inputs is not None and not depends_on_time(inputs):
             inputs = like_state(self.x0, inputs, "inputs")
         self.field = EnergyFlow(model, flow, clamp, inputs)
         structure = jax.tree.structure(x0)
@@ -97,25 +103,73 @@ class InitialValueProblem(eqx.Module):
             raise ValueError(f"Expected a state of the structure {g}, got {structure}.")
         self.batch = jax.eval_shape(model.energy, self.x0).shape
 
-    def map(self, solve: Callable[[EnergyFlow, PyTree[Array]], _T]) -> _T:
-        """`solve(field, x0)` of every sample, if any: the batch axes lead those of the result."""
+    def map(
+        self, solve: Callable[[EnergyFlow, PyTree[Array]], _T], batch_size: int | None = None
+    ) -> _T:
+        """`solve(field, x0)` of every sample, if any: the batch axes lead those of the result.
+
+        Of `batch_size` samples at a time, or of all at once.
+        """
         field = self.field
-        shared, inputs = (field.inputs, None) if callable(field.inputs) else (None, field.inputs)
+        inputs, shared = split_samples(field.inputs, self.x0, self.batch)
         arguments = (field.clamp, inputs, self.x0)
 
         def sample(clamp, inputs, x0):
-            inputs = shared if inputs is None else inputs  # samples share a function of t
+            inputs = shared if inputs is None else inputs
+            if shared is not None and inputs is not shared:
+                inputs = eqx.combine(inputs, shared)
             return solve(EnergyFlow(field.model, field.flow, clamp, inputs), x0)
+
+        def with_arrays(*arguments):
+            # As `jax.vmap` does, so that every number of a result has the batch axes.
+            return jax.tree.map(
+                lambda x: jnp.asarray(x) if isinstance(x, int | float) else x, sample(*arguments)
+            )
 
         def zeros(x):
             return jnp.zeros(self.batch + x.shape, x.dtype) if hasattr(x, "shape") else x
 
+        num_axes = len(self.batch)
         if 0 in self.batch:
-            one = jax.tree.map(lambda x: jnp.zeros(x.shape[len(self.batch) :], x.dtype), arguments)
-            return jax.tree.map(zeros, eqx.filter_eval_shape(sample, *one))
+            one = jax.tree.map(lambda x: jnp.zeros(x.shape[num_axes:], x.dtype), arguments)
+            return jax.tree.map(zeros, eqx.filter_eval_shape(with_arrays, *one))
+        if num_axes == 0:
+            return sample(*arguments)
+        if batch_size is not None:
+            return _map_in_parts(with_arrays, arguments, self.batch, batch_size)
+        mapped = with_arrays
         for _ in self.batch:
-            sample = eqx.filter_vmap(sample)
-        return sample(*arguments)
+            mapped = eqx.filter_vmap(mapped)
+        return mapped(*arguments)
+
+
+def _map_in_parts(fn: Callable[..., _T], arguments: tuple, batch: tuple[int, ...], size: int) -> _T:
+    """`fn` of every sample, of as many at a time."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), arguments)
+    static = []
+
+    def arrays_of(arguments):
+        arrays, others = eqx.partition(fn(*arguments), eqx.is_array)
+        static.append(others)
+        return arrays
+
+    arrays = jax.lax.map(arrays_of, flat, batch_size=size)
+    arrays = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), arrays)
+    return eqx.combine(arrays, static[0])
+
+
+def as_batch_size(batch_size: SupportsIndex | None) -> int | None:
+    """The number of samples that run at a time, or an error."""
+    if batch_size is None:
+        return None
+    try:
+        size = operator.index(batch_size)
+    except TypeError as error:
+        message = f"Expected batch_size to be a number of samples, got {batch_size!r}."
+        raise TypeError(message) from error
+    if size < 1:
+        raise ValueError(f"Expected batch_size of 1 at least, got {size}.")
+    return size
 
 
 def _as_arrays(tree: StateLike | None) -> PyTree[AnyArray]:

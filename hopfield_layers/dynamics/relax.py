@@ -3,11 +3,13 @@
 import functools as ft
 import math
 import operator
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Real
@@ -20,6 +22,7 @@ from .descent import without_derivatives
 from .fixed_point import settle
 from .flow import EnergyFlow
 from .flow_to_rest import follow
+from .inputs import depends_on_time
 from .problems import InitialValueProblem, ProblemArguments
 from .rest import of_samples, Tolerance
 
@@ -64,6 +67,7 @@ def relax(
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     dt0: Real[ArrayLike, "..."] | None = None,
     max_steps: int = 4096,
+    batch_size: int | None = None,
     progress_meter: diffrax.AbstractProgressMeter | None = None,
     throw: bool = True,
 ) -> Relaxation:
@@ -107,8 +111,11 @@ def relax(
     - `dt0`: the first step, in the units of t. By default 100 times the largest τ, or for constant
         steps the smallest.
     - `max_steps`: the most steps to take, each about as costly as ∂E/∂g and E for `BlockUpdates`.
+    - `batch_size`: the samples that are relaxed at a time, as in `jax.lax.map`; by default all.
     - `progress_meter`: one of diffrax, which shows the share of `max_steps` that was taken.
-    - `throw`: whether a sample that didn't arrive is an error, or one without a derivative.
+    - `throw`: whether a sample that didn't arrive is an error, or one without a derivative, or an
+        x0 that isn't finite. Without it the program calls nothing on the host and can be exported
+        by `jax.export`.
 
     **Returns:** a [`hopfield_layers.Relaxation`][], whose arrays begin with the batch axes of x0.
 
@@ -130,7 +137,7 @@ def relax(
         >>> print(jax.grad(lambda I: hl.relax(layer, jnp.zeros(3), inputs=I).x.sum())(jnp.ones(3)))
         [1. 1. 1.]
     """
-    if callable(inputs):
+    if depends_on_time(inputs):
         raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
     try:
         max_steps = operator.index(max_steps)
@@ -144,26 +151,36 @@ def relax(
     dtype = problems.solve_dtype(arguments.x0)
     numbers = {"dt0": dt0, "tol": tol}
     numbers = {k: problems.as_scalar(v, dtype) for k, v in numbers.items() if v is not None}
+    _check_positive({k: v for k, v in numbers.items() if isinstance(v, np.ndarray)})
     meter = diffrax.NoProgressMeter() if progress_meter is None else progress_meter
     tools = {"solver": solver, "controller": stepsize_controller, "meter": meter}
     tools = problems.with_array_floats(tools, dtype)
     try:
         rest, is_unbounded, converged = _relax(
-            arguments=arguments, numbers=numbers, max_steps=max_steps, throw=throw, **tools
+            arguments=arguments,
+            numbers=numbers,
+            max_steps=max_steps,
+            throw=throw,
+            **tools,
+            batch_size=problems.as_batch_size(batch_size),
         )
     except eqx.EquinoxRuntimeError:
         problems.raise_if_not_finite(arguments.x0)
-        for name, number in numbers.items():
-            if not isinstance(number, Tracer) and not 0 < float(number) < math.inf:
-                raise ValueError(f"Expected a finite {name} > 0, got {number}.") from None
+        _check_positive({k: v for k, v in numbers.items() if not isinstance(v, Tracer)})
         raise
     if throw and (isinstance(converged, Tracer) or not converged):
         return _raise_if_unconverged(rest, is_unbounded, arguments, max_steps)
     return rest
 
 
+def _check_positive(numbers: dict[str, Any]) -> None:
+    for name, number in numbers.items():
+        if number.shape == () and not 0 < float(number) < math.inf:
+            raise ValueError(f"Expected a finite {name} > 0, got {number}.") from None
+
+
 @problems.flat_jit
-def _relax(arguments, numbers, max_steps, solver, controller, meter, throw):
+def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter, throw):
     """The samples at rest, which of them have no lower bound, and whether all converged."""
     problem = InitialValueProblem(arguments)
     dtype, errors = problem.dtype, {}
@@ -171,8 +188,9 @@ def _relax(arguments, numbers, max_steps, solver, controller, meter, throw):
         if number.shape != ():
             raise ValueError(f"Expected {name} to be one number, got shape {number.shape}.")
         errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
-    x0 = problems.check_values(problem.x0, errors)
-    problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
+    if throw:
+        x0 = problems.check_values(problem.x0, errors)
+        problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
     tol, default = numbers.get("tol"), float(jnp.finfo(dtype).eps) ** (2 / 3)
     tolerance = (
         Tolerance(default, default) if tol is None else Tolerance(0.0, jnp.asarray(tol, dtype))
@@ -197,7 +215,7 @@ def _relax(arguments, numbers, max_steps, solver, controller, meter, throw):
         is_unbounded = attributes.pop("is_unbounded")
         return Relaxation(x, energy, **attributes), is_unbounded
 
-    rest, is_unbounded = problem.map(relax_sample)
+    rest, is_unbounded = problem.map(relax_sample, batch_size)
     return rest, is_unbounded, jnp.all(rest.converged)
 
 

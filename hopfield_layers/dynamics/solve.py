@@ -7,6 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree, Real
@@ -14,8 +15,10 @@ from jaxtyping import Array, Bool, PyTree, Real
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
 from .descent import descend_along
-from .flow import BoundedFlow, EnergyFlow, Inputs, max_rate
+from .flow import BoundedFlow, EnergyFlow, max_rate
+from .inputs import grid_errors, Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
+from .straight_line import straight_line
 
 
 class SolveOptions(TypedDict, total=False):
@@ -44,6 +47,7 @@ def solve(
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     saveat: diffrax.SaveAt | None = None,
     max_steps: int | None = 4096,
+    batch_size: int | None = None,
     **options: Unpack[SolveOptions],
 ) -> diffrax.Solution:
     """Integrates τ dx/dt = −∂E/∂x, or −∂E/∂g, from x0 at t0 to t1.
@@ -60,11 +64,18 @@ def solve(
     - `dt0`: the first step, by default the controller's choice; constant steps need it.
     - `flow`: `"state"` or `"activation"`, see [`hopfield_layers.EnergyFlow`][].
     - `clamp`: the units that keep their values: a tree of boolean masks that broadcast to x0.
-    - `inputs`: the external input I, which broadcasts to x0, or a function of t for one sample.
+    - `inputs`: the external input I, which broadcasts to x0. Or, where it changes in time, values
+        on a grid of times, a `diffrax.LinearInterpolation` or a
+        [`hopfield_layers.PiecewiseConstantInterpolation`][], whose `ys[j]` broadcasts to x0; or a
+        function of t, or any other path of diffrax, for one sample. Steps end at the times of a
+        grid and at those of [`hopfield_layers.InputsWithJumps`][]; of any other function a pulse
+        may be stepped over. While I changes, the energy may rise.
     - `solver`: any diffrax solver of a single `ODETerm`. By default `diffrax.Tsit5()`.
     - `stepsize_controller`: any of diffrax, by default `PIDController(rtol=1e-5, atol=1e-7)`.
     - `saveat`: what to save. By default the end, `diffrax.SaveAt(t1=True)`.
     - `max_steps`: the most steps to take.
+    - `batch_size`: the samples that are solved at a time, as in `jax.lax.map`; by default all. A
+        batch takes as many steps as its slowest sample.
     - `options`: `event`, `adjoint`, `throw`, `progress_meter` and so on of `diffrax.diffeqsolve`.
 
     **Returns:** the `diffrax.Solution`, whose arrays begin with the batch axes of x0.
@@ -73,40 +84,46 @@ def solve(
     **Raises:** `ValueError` for t1 ≤ t0, for an x0 that is not finite, and for masks and inputs as
     [`hopfield_layers.EnergyFlow`][]; where an outer jit hides the values, they raise
     `equinox.EquinoxRuntimeError`. So do a state or rate beyond the range of the dtype, and a solver
-    that fails, for instance by running out of steps; `throw=False` suppresses both, and
-    `Solution.result` tells of the latter. With `EQX_ON_ERROR=nan` in the environment, errors at run
-    time give NaN instead.
+    that fails, for instance by running out of steps. `throw=False` suppresses all errors of values,
+    so that the program calls nothing on the host and can be exported by `jax.export`;
+    `Solution.result` tells of a solver that failed. With `EQX_ON_ERROR=nan` in the environment,
+    errors at run time give NaN instead.
 
     Examples:
         >>> layer = hl.ExpLayer(3)
         >>> solution = hl.solve(layer, jnp.array([[0.5, -0.5, 1.0], [2.0, 0.0, -1.0]]), t1=100.0)
-        >>> print(solution.ys.shape, layer.energy(solution.ys[:, -1]))
-        (2, 1, 3) [-3. -3.]
+        >>> print(solution.ys.shape, jnp.allclose(layer.energy(solution.ys[:, -1]), -3.0))
+        (2, 1, 3) True
     """
     problems.check_tools(solver, stepsize_controller, saveat)
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
-    dtype = problems.solve_dtype(arguments.x0)
+    dtype, batch_size = problems.solve_dtype(arguments.x0), problems.as_batch_size(batch_size)
     start, end, _ = times = [problems.as_scalar(number, dtype) for number in (t0, t1, dt0)]
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
+    if isinstance(start, np.ndarray) and isinstance(end, np.ndarray):
+        _check_times(start, end)
     try:
-        return _solve(arguments=arguments, times=times, max_steps=max_steps, **tools)
+        limits = {"max_steps": max_steps, "batch_size": batch_size}
+        return _solve(arguments=arguments, times=times, **limits, **tools)
     except eqx.EquinoxRuntimeError:
         problems.raise_if_not_finite(arguments.x0)
-        known = not isinstance(start, Tracer) and not isinstance(end, Tracer)
-        if known and not -math.inf < float(start) < float(end) < math.inf:
-            raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {start} and t1 = {end}.") from None
+        if not isinstance(start, Tracer) and not isinstance(end, Tracer):
+            _check_times(start, end)
+            for error, failed in grid_errors(inputs, jnp.asarray(start), jnp.asarray(end)).items():
+                if not isinstance(failed, Tracer) and failed:
+                    raise ValueError(error) from None
         raise
 
 
 @problems.flat_jit
-def _solve(arguments, times, max_steps, solver, controller, saveat, options):
+def _solve(arguments, times, max_steps, batch_size, solver, controller, saveat, options):
     """The solution, with everything checked that shapes and types tell."""
     problem = InitialValueProblem(arguments)
     t0, t1, dt0 = jax.tree.map(lambda t: jnp.asarray(t, problem.dtype), times)
     if t0.shape != () or t1.shape != ():
         raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {t0.shape} and {t1.shape}.")
-    solver = diffrax.Tsit5() if solver is None else solver
+    solver = straight_line(diffrax.Tsit5() if solver is None else solver)
     if controller is None:
         controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
@@ -117,14 +134,20 @@ def _solve(arguments, times, max_steps, solver, controller, saveat, options):
     throw = options.get("throw", True)
 
     def solve_sample(field, x0):
-        x0 = _check_start(field, x0, t0, t1, check_rates=throw and not constant)
+        if throw:
+            x0 = _check_start(field, x0, t0, t1, check_rates=not constant)
         term = diffrax.ODETerm(field if constant else BoundedFlow(field))
-        control = descend_along(field, controller)
+        control = steps_to_inputs(descend_along(field, controller), field.inputs)
         tools = {"stepsize_controller": control, "saveat": saveat, "max_steps": max_steps}
         solution = diffrax.diffeqsolve(term, solver, t0, t1, dt0, x0, **tools, **options)
         return _check_end(solution) if throw else solution
 
-    return problem.map(solve_sample)
+    return problem.map(solve_sample, batch_size)
+
+
+def _check_times(t0: Array | np.ndarray, t1: Array | np.ndarray) -> None:
+    if t0.shape == t1.shape == () and not -math.inf < float(t0) < float(t1) < math.inf:
+        raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
 
 
 def _check_start(field: EnergyFlow, x0: PyTree[Array], t0: Array, t1: Array, check_rates: bool):
@@ -136,6 +159,7 @@ def _check_start(field: EnergyFlow, x0: PyTree[Array], t0: Array, t1: Array, che
         return jnp.any(~((jnp.abs(rate) < max_rate(rate)) | instantaneous) | jnp.isnan(rate))
 
     errors = {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
+    errors |= grid_errors(field.inputs, t0, t1)
     if check_rates:
         beyond = jax.tree.leaves(jax.tree.map(is_beyond, x0, field(t0, x0)))
         errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(jnp.array(beyond))
