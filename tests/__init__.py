@@ -26,6 +26,7 @@ What each file tests:
 |---|---|
 | `test_solve` | solutions are SciPy's, and every solver and option of Diffrax works |
 | `test_straight_line` | unrolled steps and their derivatives are those of Diffrax's own solvers |
+| `test_replay` | gradients of solutions are those of their steps, in bounded memory |
 | `test_inputs` | inputs that change in time are seen by every solver, sample by sample |
 | `test_relax` | relaxations reach fixed points, say whether they did, and have right derivatives |
 | `test_block_updates` | they bring every network to rest in few drives, with right derivatives |

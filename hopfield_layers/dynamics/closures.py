@@ -5,6 +5,7 @@ derivative with respect to that would be lost. Here it becomes a part of the mod
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -37,11 +38,20 @@ def without_closures(model: AbstractEnergyModel, x: PyTree[Array]) -> AbstractEn
     """The model, or one of the same functions at states like x if they close over tracers."""
     convert = eqx.filter_closure_convert
     functions = tuple(convert(fn, x) for fn in (model.energy, model.activations, model.dEdg))
-    own = {id(leaf) for leaf in jax.tree.leaves(model)}
-    leaves = jax.tree.leaves(eqx.filter(functions, eqx.is_array))
-    if all(id(leaf) in own or not isinstance(leaf, Tracer) for leaf in leaves):
+    if not _has_others(functions, model):
         return model
     if (slopes := getattr(model, "synaptic_slopes", None)) is not None:
         slopes = convert(slopes, x)
     blocks, coupled = (getattr(model, name, None) for name in ("blocks", "coupled"))
     return _ConvertedModel(model.tau, functions, slopes, blocks, coupled)
+
+
+def closes_over_tracers(field: Callable[..., Any], *arguments: PyTree) -> bool:
+    """Whether a function uses traced arrays that are no part of its own tree."""
+    return _has_others(eqx.filter_closure_convert(field, *arguments), field)
+
+
+def _has_others(converted: PyTree, original: PyTree) -> bool:
+    own = {id(leaf) for leaf in jax.tree.leaves(original)}
+    leaves = jax.tree.leaves(eqx.filter(converted, eqx.is_array))
+    return any(isinstance(leaf, Tracer) and id(leaf) not in own for leaf in leaves)

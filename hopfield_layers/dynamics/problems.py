@@ -103,22 +103,20 @@ class InitialValueProblem(eqx.Module):
             raise ValueError(f"Expected a state of the structure {g}, got {structure}.")
         self.batch = jax.eval_shape(model.energy, self.x0).shape
 
-    def map(
-        self, solve: Callable[[EnergyFlow, PyTree[Array]], _T], batch_size: int | None = None
-    ) -> _T:
-        """`solve(field, x0)` of every sample, if any: the batch axes lead those of the result.
+    def map(self, solve: Callable[..., _T], *others: Array, batch_size: int | None = None) -> _T:
+        """`solve(field, x0, *others)` of every sample, if any: the batch axes lead everywhere.
 
         Of `batch_size` samples at a time, or of all at once.
         """
         field = self.field
         inputs, shared = split_samples(field.inputs, self.x0, self.batch)
-        arguments = (field.clamp, inputs, self.x0)
+        arguments = (field.clamp, inputs, self.x0, *others)
 
-        def sample(clamp, inputs, x0):
+        def sample(clamp, inputs, x0, *others):
             inputs = shared if inputs is None else inputs
             if shared is not None and inputs is not shared:
                 inputs = eqx.combine(inputs, shared)
-            return solve(EnergyFlow(field.model, field.flow, clamp, inputs), x0)
+            return solve(EnergyFlow(field.model, field.flow, clamp, inputs), x0, *others)
 
         def with_arrays(*arguments):
             # As `jax.vmap` does, so that every number of a result has the batch axes.

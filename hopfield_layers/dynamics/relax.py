@@ -215,7 +215,7 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
         is_unbounded = attributes.pop("is_unbounded")
         return Relaxation(x, energy, **attributes), is_unbounded
 
-    rest, is_unbounded = problem.map(relax_sample, batch_size)
+    rest, is_unbounded = problem.map(relax_sample, batch_size=batch_size)
     return rest, is_unbounded, jnp.all(rest.converged)
 
 

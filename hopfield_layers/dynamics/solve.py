@@ -1,6 +1,7 @@
 """Solutions of a model's flow, sample by sample."""
 
 import math
+from collections.abc import Callable
 from typing import TypedDict, Unpack
 
 import diffrax
@@ -14,10 +15,12 @@ from jaxtyping import Array, Bool, PyTree, Real
 
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
+from .closures import closes_over_tracers
 from .descent import descend_along
 from .flow import BoundedFlow, EnergyFlow, max_rate
 from .inputs import grid_errors, Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
+from .replay import can_replay, Replay, replayed
 from .straight_line import straight_line
 
 
@@ -77,6 +80,10 @@ def solve(
     - `batch_size`: the samples that are solved at a time, as in `jax.lax.map`; by default all. A
         batch takes as many steps as its slowest sample.
     - `options`: `event`, `adjoint`, `throw`, `progress_meter` and so on of `diffrax.diffeqsolve`.
+        The default adjoint replays the steps where only the ends are saved, by the explicit and
+        exponential solvers, and where no input jumps; elsewhere it is diffrax's own default,
+        `RecursiveCheckpointAdjoint`. Both are reverse mode only; for forward mode pass
+        `diffrax.ForwardMode()`.
 
     **Returns:** the `diffrax.Solution`, whose arrays begin with the batch axes of x0.
     `model.energy(solution.ys)` is the energy along it.
@@ -131,18 +138,52 @@ def _solve(arguments, times, max_steps, batch_size, solver, controller, saveat, 
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
         raise ValueError("Constant steps need their size, dt0.")
-    throw = options.get("throw", True)
+    replays = set(options) <= {"progress_meter", "throw"}
+    replays = replays and can_replay(solver, controller, saveat, max_steps, problem.field.inputs)
+    replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
+    if replays:
+        options = options | {"adjoint": diffrax.ForwardMode()}
+    options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver}
+    run = eqx.Partial(_solve_samples, controller=controller, batch_size=batch_size, options=options)
+    if not replays:
+        return run((problem, t0, t1), saveat)
+    how = Replay(solver, _term_of(controller), saveat.subs.t0, saveat.subs.t1, max_steps)
+    return replayed((problem, t0, t1), run, saveat, how)
+
+
+def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
+    """The solution of every sample."""
+    problem, t0, t1 = differentiated
+    throw, term_of = options.get("throw", True), _term_of(controller)
+    check_rates = not isinstance(controller, diffrax.ConstantStepSize)
 
     def solve_sample(field, x0):
         if throw:
-            x0 = _check_start(field, x0, t0, t1, check_rates=not constant)
-        term = diffrax.ODETerm(field if constant else BoundedFlow(field))
+            x0 = _check_start(field, x0, t0, t1, check_rates)
         control = steps_to_inputs(descend_along(field, controller), field.inputs)
-        tools = {"stepsize_controller": control, "saveat": saveat, "max_steps": max_steps}
-        solution = diffrax.diffeqsolve(term, solver, t0, t1, dt0, x0, **tools, **options)
+        solution = diffrax.diffeqsolve(
+            term_of(field),
+            t0=t0,
+            t1=t1,
+            y0=x0,
+            stepsize_controller=control,
+            saveat=saveat,
+            **options,
+        )
         return _check_end(solution) if throw else solution
 
-    return problem.map(solve_sample, batch_size)
+    return problem.map(solve_sample, batch_size=batch_size)
+
+
+def _term_of(controller: diffrax.AbstractStepSizeController) -> Callable[..., diffrax.ODETerm]:
+    """The term of a field; a controller that rejects steps needs finite rates."""
+    if isinstance(controller, diffrax.ConstantStepSize):
+        return diffrax.ODETerm
+    return _bounded_term
+
+
+def _bounded_term(field: EnergyFlow) -> diffrax.ODETerm:
+    return diffrax.ODETerm(BoundedFlow(field))
 
 
 def _check_times(t0: Array | np.ndarray, t1: Array | np.ndarray) -> None:
@@ -168,7 +209,9 @@ def _check_start(field: EnergyFlow, x0: PyTree[Array], t0: Array, t1: Array, che
 
 def _check_end(solution: diffrax.Solution) -> diffrax.Solution:
     """The solution, or an error if a state that was saved is not finite."""
-    ts = solution.ts
+    ts, ys = solution.ts, solution.ys
+    if isinstance(ts, tuple) and isinstance(ys, tuple):  # with what is replayed
+        ts, ys = ts[0], ys[0]
     if not isinstance(ts, Array):
         return solution
 
@@ -176,7 +219,7 @@ def _check_end(solution: diffrax.Solution) -> diffrax.Solution:
         # Room for steps that were not taken is infinite in both.
         return jnp.isfinite(ts) & ~jnp.isfinite(y).reshape(*ts.shape, -1).all(axis=-1)
 
-    beyond = jnp.array(jax.tree.leaves(jax.tree.map(is_beyond, solution.ys)))
+    beyond = jnp.array(jax.tree.leaves(jax.tree.map(is_beyond, ys)))
     return eqx.error_if(solution, jnp.any(beyond), _BEYOND.format(dtype=ts.dtype))
 
 
