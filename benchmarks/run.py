@@ -20,6 +20,7 @@ BENCHMARKS = {
     "growth": "6. Growth",
     "start": "7. Start-up",
     "slow_sample": "8. The slow sample",
+    "solves": "9. Solutions and their gradients",
 }
 README = pathlib.Path(__file__).parent / "README.md"
 HEADING = "## Results"

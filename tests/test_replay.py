@@ -46,7 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "both ends": {"saveat": diffrax.SaveAt(t0=True, t1=True)},
     "few steps between states": {"max_steps": 50},
     "many segments": CONSTANT | {"max_steps": 400},
-    "Dopri8, state flow": {"solver": diffrax.Dopri8(), "flow": "state"},
+    "Bosh3, state flow": {"solver": diffrax.Bosh3(), "flow": "state"},
     "ETD4RK": {"solver": hl.ETD4RK()},
     "Euler": CONSTANT | {"solver": diffrax.Euler(), "max_steps": 400},
     "in parts": {"batch_size": 2},

@@ -60,7 +60,9 @@ def test_steps_and_dense_outputs(name):
         for s in (straight_line(solver), solver)
     )
     assert_same(ours.stats, theirs.stats)
-    assert_same((saved(ours), ours.solver_state), (saved(theirs), theirs.solver_state))
+    assert_same(saved(ours), saved(theirs))
+    if theirs.solver_state is not None:
+        assert_same(ours.solver_state, theirs.solver_state[1])
     assert_same(ours.evaluate(1.234), theirs.evaluate(1.234))
     assert_same(ours.derivative(1.234), theirs.derivative(1.234))
 

@@ -37,18 +37,26 @@ class StraightLine(diffrax.AbstractAdaptiveSolver):
         return self.solver.error_order(terms)
 
     def init(self, terms, t0, t1, y0, args):
-        return self.solver.init(terms, t0, t1, y0, args)
+        return terms.vf(t0, y0, args) if self._reuses(terms, t0, t1, y0, args) else None
 
     def func(self, terms, t0, y0, args):
         return self.solver.func(terms, t0, y0, args)
 
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        """One step: kᵢ = h f(t₀ + cᵢ h, x₀ + Σ aᵢⱼ kⱼ), x₁ = x₀ + Σ bᵢ kᵢ."""
+    @property
+    def _tableau(self) -> diffrax.ButcherTableau:
         tableau = self.solver.tableau
         assert isinstance(tableau, diffrax.ButcherTableau)
+        return tableau
+
+    def _reuses(self, terms, t0, t1, y0, args):
+        """Whether the last stage, at x₁, is the first of the next step: unless f is expensive."""
+        return self._tableau.fsal and not terms.is_vf_expensive(t0, t1, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """One step: kᵢ = h f(t₀ + cᵢ h, x₀ + Σ aᵢⱼ kⱼ), x₁ = x₀ + Σ bᵢ kᵢ."""
+        tableau = self._tableau
         control = terms.contr(t0, t1)
-        # The last stage is at x₁ and is the first of the next step, unless f is dear to evaluate.
-        reuses = tableau.fsal and not terms.is_vf_expensive(t0, t1, y0, args)
+        reuses = self._reuses(terms, t0, t1, y0, args)
 
         def rates(t, y):
             return terms.vf(t, y, args) if reuses else terms.vf_prod(t, y, args, control)
@@ -58,12 +66,10 @@ class StraightLine(diffrax.AbstractAdaptiveSolver):
 
         # Traced once for all stages.
         rates = eqx.filter_closure_convert(rates, t0, y0)
-        if reuses:
-            first_step, f = solver_state
-            is_new = eqxi.unvmap_any(first_step | made_jump)
-            f = jax.lax.cond(is_new, lambda: rates(t0, y0), lambda: f)
-        else:
-            f = rates(t0, y0)
+        f = solver_state if reuses else rates(t0, y0)
+        if reuses and made_jump is not False:
+            is_new = eqxi.unvmap_any(made_jump)
+            f = jax.lax.cond(is_new, lambda: rates(t0, y0), lambda: solver_state)
         ks, y = [product(f)], y0
         for c, a in zip(tableau.c, tableau.a_lower, strict=True):
             t = t1 if c == 1 else t0 + jnp.asarray(c, jnp.result_type(t0, t1)) * (t1 - t0)
@@ -72,7 +78,7 @@ class StraightLine(diffrax.AbstractAdaptiveSolver):
             ks.append(product(f))
         y1 = y if tableau.ssal else jax.tree.map(jnp.add, y0, _combination(tableau.b_sol, ks))
         dense = {"y0": y0, "y1": y1, "k": jax.tree.map(lambda *k: jnp.stack(k), *ks)}
-        state = (False, f) if reuses else None
+        state = f if reuses else None
         return y1, _combination(tableau.b_error, ks), dense, state, diffrax.RESULTS.successful
 
 
