@@ -313,7 +313,7 @@ def test_conversions(flow, counts):
     assert in_field == dict(zip(("as_float", "as_state", "widened"), counts, strict=True))
     jax.clear_caches()  # so that the solve is traced even if another test had the same one
     in_solve = conversions(lambda: hl.solve(ham, x, 1.0, flow=flow))
-    most = {"as_float": 36, "as_state": 24, "widened": 12}
+    most = {"as_float": 42, "as_state": 28, "widened": 12}
     assert not {name: count for name, count in in_solve.items() if not 1 <= count <= most[name]}
 
 
