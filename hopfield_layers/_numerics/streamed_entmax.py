@@ -1,0 +1,113 @@
+"""The entmax of scores, whose threshold is sought in repeated passes over the patterns.
+
+The formulas are those of `entmax`, but for the largest score: two passes may round it differently,
+so that it can't be told from the others, and its share is summed with theirs. Those of sparsemax,
+α = 2, are written out, as they need no logarithm: g = (d + max g)₊.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .elementary import floored_exponent, scaled_exp
+from .entmax import find_threshold, Units, units
+from .scores import AbstractStreamed, Block, Scores, Slopes
+from .softmax import finite_shift
+
+
+class _Shares(eqx.Module):
+    """What determines the share g of a pattern by its score h; α is None for sparsemax."""
+
+    beta: Array
+    alpha: Array | None
+    largest: Array  # m
+    t: Array
+    step: Array
+
+    def exponent(self, h: Array) -> Array:
+        return floored_exponent(self.beta * (h - self.largest))
+
+    def units(self, h: Array) -> Units:
+        return units(self.exponent(h), self.t, self.step, self.alpha)
+
+    def shares(self, h: Array) -> tuple[Array, Array]:
+        """g, and its derivative with respect to t."""
+        if self.alpha is not None:
+            g, _, ratio = self.units(h)
+            return g, g / ratio
+        largest_share = jnp.exp(self.t) * (1 - self.step)
+        g = jnp.maximum(self.exponent(h) + largest_share, 0)
+        return g, jnp.where(g > 0, largest_share, 0)
+
+
+@eqx.filter_custom_jvp
+def _threshold(scores: Scores, beta: Array, alpha: Array | None) -> tuple[Array, Array, Array]:
+    """m, the t at which the shares sum to 1, and the step left at it."""
+
+    def largest_of(largest: Array, block: Block) -> Array:
+        # A pattern that is not valid has been in a block before.
+        h = block.h if block.mask is None else jnp.where(block.mask, block.h, -jnp.inf)
+        return jnp.maximum(largest, jnp.max(h))
+
+    zero = jnp.zeros_like(beta)
+    largest = finite_shift(scores.fold(largest_of, zero - jnp.inf))
+
+    def sums(t: Array) -> tuple[Array, Array]:
+        shares = _Shares(beta, alpha, largest, t, zero)
+        total, slope = scores.sums(_total_and_slope, shares)[1]
+        return total - 1, slope
+
+    low = -jnp.log(jnp.asarray(len(scores.rows.patterns[0]), zero.dtype))
+    return largest, *find_threshold(sums, zero, low, 2.0 if alpha is None else alpha)
+
+
+@_threshold.def_jvp
+def _threshold_jvp(primals, tangents):
+    largest, t, step = _threshold(*primals)
+
+    def sums(scores: Scores, beta: Array, alpha: Array | None) -> tuple[Array, Array]:
+        return scores.sums(_total_and_slope, _Shares(beta, alpha, largest, t, step))[1]
+
+    (_, slope), (d_total, _) = eqx.filter_jvp(sums, primals, tangents)
+    return (largest, t, step), (None, -d_total / slope, None)
+
+
+def _shares(scores: Scores, beta: Array, alpha: Array | None) -> _Shares:
+    """The shares whose sum is 1."""
+    return _Shares(beta, alpha, *_threshold(scores, beta, alpha))
+
+
+def _total_and_slope(h: Array, shares: _Shares) -> tuple[None, tuple[Array, Array]]:
+    return None, shares.shares(h)
+
+
+def _weights(h: Array, shares: _Shares) -> tuple[Array, Array]:
+    g, _ = shares.shares(h)
+    return g, g
+
+
+def _terms(h: Array, shares: _Shares) -> tuple[None, Array]:
+    # L = m + Σ g d/β − Ω(g)
+    if shares.alpha is None:
+        g, _ = shares.shares(h)
+        return None, g * (shares.exponent(h) + (1 - g) / 2) / shares.beta
+    g, log, _ = shares.units(h)
+    order = shares.alpha - 1
+    cost = (shares.exponent(h) - jnp.expm1(order * log) / (shares.alpha * order)) / shares.beta
+    return None, jnp.where(g > 0, scaled_exp(cost, log), 0)
+
+
+class StreamedEntmax(AbstractStreamed):
+    """L = max p·h − Ω(p) over the simplex, Ω(p) = Σ (pᵅ − p)/(βα(α−1)); α is None for 2."""
+
+    beta: Float[Array, ""]
+    alpha: Float[Array, ""] | None
+
+    def value(self, scores: Scores) -> Array:
+        shares = _shares(scores, self.beta, self.alpha)
+        return shares.largest + scores.sums(_terms, shares)[1]
+
+    def slopes(self, scores: Scores) -> Slopes:
+        slopes, total = scores.sums(_weights, _shares(scores, self.beta, self.alpha))
+        # Without any pattern both are 0.
+        return tuple(slope / jnp.where(total > 0, total, 1) for slope in slopes)
