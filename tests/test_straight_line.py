@@ -67,6 +67,28 @@ def test_steps_and_dense_outputs(name):
     assert_same(ours.derivative(1.234), theirs.derivative(1.234))
 
 
+class RK4(diffrax.AbstractERK):
+    """A user's own method, which has no error estimate."""
+
+    tableau = diffrax.ButcherTableau(
+        a_lower=(np.array([0.5]), np.array([0, 0.5]), np.array([0, 0, 1.0])),
+        b_sol=np.array([1, 2, 2, 1]) / 6,
+        b_error=np.zeros(4),
+        c=np.array([0.5, 0.5, 1]),
+    )
+    interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+
+    def order(self, terms):
+        return 4
+
+
+def test_a_method_without_an_error_estimate():
+    steps = diffrax.ConstantStepSize()
+    ours, theirs = (solution(s, stepsize_controller=steps) for s in (straight_line(RK4()), RK4()))
+    assert isinstance(straight_line(RK4()), StraightLine)
+    assert_same(saved(ours), saved(theirs))
+
+
 @pytest.mark.parametrize("name", ["Heun", "Tsit5", "Dopri8"])
 def test_derivatives(name):
     solver = SOLVERS[name]()
