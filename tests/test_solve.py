@@ -209,6 +209,25 @@ def test_diffraxs_own_options():
         hl.solve(layer, jnp.ones(2), 1.0, no_such_option=1)  # pyright: ignore[reportCallIssue]
 
 
+def test_what_is_saved_may_be_infinite_if_it_is_no_state():
+    saveat = diffrax.SaveAt(t1=True, fn=lambda t, x, args: jnp.log(0 * x))
+    assert jnp.all(
+        saved(hl.solve(hl.IdentityLayer(2), jnp.ones(2), 1.0, saveat=saveat)) == -jnp.inf
+    )
+
+
+def test_a_batch_is_solved_on_from_where_it_ended():
+    states = ("solver_state", "controller_state", "made_jump")
+    saveat = diffrax.SaveAt(t1=True, **dict.fromkeys(states, True))
+    layer, x0 = hl.IdentityLayer(2), jnp.array([[1.0, 2.0], [30.0, 40.0], [0.1, 0.0]])
+    first = hl.solve(layer, x0, 1.0, saveat=saveat)
+    resumed: Any = {name: getattr(first, name) for name in states}
+    for batch_size in (None, 2):
+        sizes = {"batch_size": batch_size}
+        second = hl.solve(layer, saved(first)[:, -1], 2.0, t0=1.0, **sizes, **resumed)
+        np.testing.assert_allclose(saved(second)[:, -1], np.exp(-2) * x0, rtol=1e-4)
+
+
 def test_progress_is_shown(capfd):
     meter = diffrax.TextProgressMeter(minimum_increase=0.1)
     solution = hl.solve(hl.TanhLayer(2), jnp.ones((3, 2)), 10.0, progress_meter=meter)
@@ -300,6 +319,7 @@ def test_bad_input():
         hl.solve(layer, x0, 1.0, t0=1.0)
     with pytest.raises(ValueError, match="t1 > t0"):
         hl.solve(layer, x0, jnp.nan)
+    assert jnp.all(saved(hl.solve(layer, x0, 1.0, t0=1.0, throw=False)) == x0)
     with pytest.raises(ValueError, match="finite x0, got 2 NaN or infinite of 3"):
         hl.solve(layer, jnp.array([jnp.nan, jnp.inf, 0.0]), 1.0)
     with pytest.raises(ValueError, match=r'flow="state" or flow="activation", got \'up\''):
@@ -314,8 +334,10 @@ def test_bad_input():
         hl.solve(layer, jnp.ones((2, 3)), 1.0, inputs=lambda t: jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="state's structure"):
         hl.solve(layer, x0, 1.0, inputs={"a": x0})
-    with pytest.raises(ValueError, match=r"numbers, got shapes \(\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"t1 to be a number, got shape \(2,\)"):
         hl.solve(layer, x0, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"dt0 to be a number, got shape \(3,\)"):
+        hl.solve(layer, x0, 1.0, dt0=0.1 * jnp.ones(3))
     with pytest.raises(TypeError, match="Expected an AbstractEnergyModel"):
         hl.solve(hl.LTanh(), x0, 1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="dt0"):
