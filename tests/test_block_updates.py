@@ -295,7 +295,7 @@ def test_a_frustrated_network_in_float32():
 
 
 def test_kept_states_have_ever_less_energy():
-    model = chain(2.0)
+    model = chain(2.0, (60, 40, 30))
     x0 = model.init_states(rng=jr.key(3))
     energies = [model.energy(x0)]
     energies += [hl.relax(model, x0, max_steps=n, throw=False).energy for n in (1, 2, 5, 9, 16, 30)]
