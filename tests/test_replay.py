@@ -41,8 +41,8 @@ class Units(hl.AbstractEnergyModel):
 
 
 PARAMETERS = {
-    "beta": jnp.array(1.3),
-    "tau": jnp.array(0.7),
+    "beta": jnp.array(1.3, float),
+    "tau": jnp.array(0.7, float),
     "W": jr.normal(jr.key(0), (6, 6)) / 2,
     "inputs": 0.2 * jnp.ones((3, 6)),
     # The first sample takes more steps than the others.
