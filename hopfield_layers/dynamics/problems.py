@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, PyTree
 from .._conversion import as_float
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
-from .inputs import depends_on_time, Inputs, split_samples, values_on_grid
+from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
 from .state_trees import Clamp, like_state
 
 
@@ -62,7 +62,8 @@ class ProblemArguments(NamedTuple):
         x0, clamp = _as_arrays(self.x0), self.clamp
         inputs: Any = self.inputs
         if depends_on_time(inputs):
-            inputs = with_array_floats(inputs, solve_dtype(x0))
+            dtype = solve_dtype(x0)
+            inputs = with_times_in(with_array_floats(inputs, dtype), dtype)
         else:
             inputs = _as_arrays(inputs)
         if clamp is not None:
@@ -103,7 +104,9 @@ class InitialValueProblem(eqx.Module):
             raise ValueError(f"Expected a state of the structure {g}, got {structure}.")
         self.batch = jax.eval_shape(model.energy, self.x0).shape
 
-    def map(self, solve: Callable[..., _T], *others: Array, batch_size: int | None = None) -> _T:
+    def map(
+        self, solve: Callable[..., _T], *others: PyTree[Array], batch_size: int | None = None
+    ) -> _T:
         """`solve(field, x0, *others)` of every sample, if any: the batch axes lead everywhere.
 
         Of `batch_size` samples at a time, or of all at once.
@@ -241,6 +244,11 @@ def raise_if_not_finite(x0: StateLike) -> None:
 def as_scalar(number: ArrayLike | None, dtype: DTypeLike) -> Any:
     """A number as an array of NumPy; an array of JAX, or None, unchanged."""
     return number if number is None or isinstance(number, Array) else np.asarray(number, dtype)
+
+
+def in_dtype(tree: _T, dtype: DTypeLike) -> _T:
+    """The tree with its floating arrays in this dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
 def with_array_floats(options: PyTree[Any], dtype: DTypeLike) -> PyTree[Any]:

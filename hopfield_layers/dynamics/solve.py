@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree, Real
 
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
 from .closures import closes_over_tracers
-from .descent import descend_along
+from .descent import descend_along, without_derivatives
 from .flow import BoundedFlow, EnergyFlow, max_rate
 from .inputs import grid_errors, Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
-from .replay import can_replay, Replay, replayed
+from .replay import can_replay, Replay, replayed, saves_states
 from .straight_line import straight_line
 
 
@@ -71,8 +71,9 @@ def solve(
         on a grid of times, a `diffrax.LinearInterpolation` or a
         [`hopfield_layers.PiecewiseConstantInterpolation`][], whose `ys[j]` broadcasts to x0; or a
         function of t, or any other path of diffrax, for one sample. Steps end at the times of a
-        grid and at those of [`hopfield_layers.InputsWithJumps`][]; of any other function a pulse
-        may be stepped over. While I changes, the energy may rise.
+        grid and at those of [`hopfield_layers.InputsWithJumps`][], by which the solution can be
+        differentiated too. Of any other function, and by `diffrax.StepTo`, a pulse may be stepped
+        over. While I changes, the energy may rise.
     - `solver`: any diffrax solver of a single `ODETerm`. By default `diffrax.Tsit5()`.
     - `stepsize_controller`: any of diffrax, by default `PIDController(rtol=1e-5, atol=1e-7)`.
     - `saveat`: what to save. By default the end, `diffrax.SaveAt(t1=True)`.
@@ -81,9 +82,11 @@ def solve(
         batch takes as many steps as its slowest sample.
     - `options`: `event`, `adjoint`, `throw`, `progress_meter` and so on of `diffrax.diffeqsolve`.
         The default adjoint replays the steps where only the ends are saved, by the explicit and
-        exponential solvers, and where no input jumps; elsewhere it is diffrax's own default,
-        `RecursiveCheckpointAdjoint`. Both are reverse mode only; for forward mode pass
-        `diffrax.ForwardMode()`.
+        exponential solvers with one of diffrax's PID, constant and given steps, and where no input
+        jumps; elsewhere it is diffrax's own default, `RecursiveCheckpointAdjoint`, which sums the
+        derivative of a float16 or bfloat16 parameter in that dtype. Both are reverse mode only: for
+        forward mode pass `diffrax.ForwardMode()`, and take second derivatives by
+        `jax.jacfwd(jax.grad(...))`. Step sizes are not differentiated.
 
     **Returns:** the `diffrax.Solution`, whose arrays begin with the batch axes of x0.
     `model.energy(solution.ys)` is the energy along it.
@@ -108,7 +111,8 @@ def solve(
     start, end, _ = times = [problems.as_scalar(number, dtype) for number in (t0, t1, dt0)]
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
-    if isinstance(start, np.ndarray) and isinstance(end, np.ndarray):
+    are_known = isinstance(start, np.ndarray) and isinstance(end, np.ndarray)
+    if are_known and options.get("throw", True):
         _check_times(start, end)
     try:
         limits = {"max_steps": max_steps, "batch_size": batch_size}
@@ -117,7 +121,8 @@ def solve(
         problems.raise_if_not_finite(arguments.x0)
         if not isinstance(start, Tracer) and not isinstance(end, Tracer):
             _check_times(start, end)
-            for error, failed in grid_errors(inputs, jnp.asarray(start), jnp.asarray(end)).items():
+            errors = grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end))
+            for error, failed in errors.items():
                 if not isinstance(failed, Tracer) and failed:
                     raise ValueError(error) from None
         raise
@@ -128,12 +133,15 @@ def _solve(arguments, times, max_steps, batch_size, solver, controller, saveat, 
     """The solution, with everything checked that shapes and types tell."""
     problem = InitialValueProblem(arguments)
     t0, t1, dt0 = jax.tree.map(lambda t: jnp.asarray(t, problem.dtype), times)
-    if t0.shape != () or t1.shape != ():
-        raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {t0.shape} and {t1.shape}.")
+    for name, number in {"t0": t0, "t1": t1, "dt0": dt0}.items():
+        if number is not None and number.shape != ():
+            raise ValueError(f"Expected {name} to be a number, got shape {number.shape}.")
     solver = straight_line(diffrax.Tsit5() if solver is None else solver)
     if controller is None:
         controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
+    controller = problems.in_dtype(controller, problem.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
+    saveat = _with_times_in(saveat, problem.dtype)
     problems.check_adaptive(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
@@ -143,6 +151,8 @@ def _solve(arguments, times, max_steps, batch_size, solver, controller, saveat, 
     replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
     if replays:
         options = options | {"adjoint": diffrax.ForwardMode()}
+        # Also where they depend on what is differentiated, the sizes of the steps are constants.
+        controller, dt0, options = without_derivatives((controller, dt0, options))
     options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver}
     run = eqx.Partial(_solve_samples, controller=controller, batch_size=batch_size, options=options)
     if not replays:
@@ -156,8 +166,11 @@ def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
     problem, t0, t1 = differentiated
     throw, term_of = options.get("throw", True), _term_of(controller)
     check_rates = not isinstance(controller, diffrax.ConstantStepSize)
+    # What an earlier solution ended with has the batch axes of its samples.
+    names = {"solver_state", "controller_state", "made_jump"} & set(options)
+    states, others = eqx.partition({name: options[name] for name in names}, eqx.is_array)
 
-    def solve_sample(field, x0):
+    def solve_sample(field, x0, states):
         if throw:
             x0 = _check_start(field, x0, t0, t1, check_rates)
         control = steps_to_inputs(descend_along(field, controller), field.inputs)
@@ -168,11 +181,11 @@ def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
             y0=x0,
             stepsize_controller=control,
             saveat=saveat,
-            **options,
+            **options | eqx.combine(states, others),
         )
-        return _check_end(solution) if throw else solution
+        return _check_end(solution, saveat, problem.dtype) if throw else solution
 
-    return problem.map(solve_sample, batch_size=batch_size)
+    return problem.map(solve_sample, states, batch_size=batch_size)
 
 
 def _term_of(controller: diffrax.AbstractStepSizeController) -> Callable[..., diffrax.ODETerm]:
@@ -207,20 +220,35 @@ def _check_start(field: EnergyFlow, x0: PyTree[Array], t0: Array, t1: Array, che
     return problems.check_values(x0, errors)
 
 
-def _check_end(solution: diffrax.Solution) -> diffrax.Solution:
+def _check_end(
+    solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DTypeLike
+) -> diffrax.Solution:
     """The solution, or an error if a state that was saved is not finite."""
-    ts, ys = solution.ts, solution.ys
-    if isinstance(ts, tuple) and isinstance(ys, tuple):  # with what is replayed
-        ts, ys = ts[0], ys[0]
-    if not isinstance(ts, Array):
-        return solution
 
-    def is_beyond(y):
+    def is_beyond(sub, ts, ys):
+        if not saves_states(sub):
+            return False
         # Room for steps that were not taken is infinite in both.
-        return jnp.isfinite(ts) & ~jnp.isfinite(y).reshape(*ts.shape, -1).all(axis=-1)
+        finite = [jnp.isfinite(y).reshape(*ts.shape, -1).all(axis=-1) for y in jax.tree.leaves(ys)]
+        return jnp.any(jnp.isfinite(ts) & ~jnp.array(finite))
 
-    beyond = jnp.array(jax.tree.leaves(jax.tree.map(is_beyond, ys)))
-    return eqx.error_if(solution, jnp.any(beyond), _BEYOND.format(dtype=ts.dtype))
+    beyond = jax.tree.map(is_beyond, saveat.subs, solution.ts, solution.ys, is_leaf=_is_sub)
+    beyond = jnp.any(jnp.array(jax.tree.leaves(beyond)))
+    return eqx.error_if(solution, beyond, _BEYOND.format(dtype=dtype))
+
+
+def _with_times_in(saveat: diffrax.SaveAt, dtype: DTypeLike) -> diffrax.SaveAt:
+    """`saveat` with its times in the dtype of the solve, which they would otherwise widen."""
+
+    def convert(sub):
+        return sub if sub.ts is None else eqx.tree_at(lambda s: s.ts, sub, sub.ts.astype(dtype))
+
+    subs = jax.tree.map(convert, saveat.subs, is_leaf=_is_sub)
+    return eqx.tree_at(lambda s: s.subs, saveat, subs, is_leaf=lambda x: x is None)
+
+
+def _is_sub(node: object) -> bool:
+    return isinstance(node, diffrax.SubSaveAt)
 
 
 _NOT_IN_ORDER = "Expected finite times with t1 > t0."
