@@ -112,33 +112,28 @@ class AbstractStreamed(eqx.Module):
     """A Lagrangian of scores, with its parameters."""
 
     @abc.abstractmethod
-    def value(self, scores: Scores) -> Array:
-        """L."""
-
-    @abc.abstractmethod
-    def slopes(self, scores: Scores) -> Slopes:
-        """∂L/∂g of each layer."""
+    def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
+        """L, and ∂L/∂g of each layer. XLA leaves out what only the unused one needs."""
 
 
 @eqx.filter_custom_jvp
 def streamed_value(lagrangian: AbstractStreamed, scores: Scores) -> Float[Array, ""]:
     """L of the scores."""
-    return lagrangian.value(scores)
+    return lagrangian.value_and_slopes(scores)[0]
 
 
 @streamed_value.def_jvp
 def _streamed_value_jvp(primals, tangents):
     (lagrangian, scores), (d_lagrangian, d_scores) = primals, tangents
-    tangent = jnp.zeros((), scores.gs[0].dtype)
-    if any(dg is not None for dg in d_scores.gs):
-        slopes = lagrangian.slopes(scores)
-        pairs = zip(slopes, d_scores.gs, strict=True)
-        tangent += sum(slope @ dg for slope, dg in pairs if dg is not None)
+    # Both in one pass over the patterns.
+    value, slopes = lagrangian.value_and_slopes(scores)
+    pairs = zip(slopes, d_scores.gs, strict=True)
+    tangent = sum((slope @ dg for slope, dg in pairs if dg is not None), jnp.zeros_like(value))
     if jax.tree.leaves((d_lagrangian, d_scores.rows)):
 
         def of_parameters(lagrangian: AbstractStreamed, rows: Rows) -> Array:
-            return lagrangian.value(Scores(rows, scores.gs))
+            return lagrangian.value_and_slopes(Scores(rows, scores.gs))[0]
 
         primals, tangents = (lagrangian, scores.rows), (d_lagrangian, d_scores.rows)
         tangent += eqx.filter_jvp(of_parameters, primals, tangents)[1]
-    return streamed_value(lagrangian, scores), tangent
+    return value, tangent

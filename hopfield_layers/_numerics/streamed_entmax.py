@@ -72,29 +72,19 @@ def _threshold_jvp(primals, tangents):
     return (largest, t, step), (None, -d_total / slope, None)
 
 
-def _shares(scores: Scores, beta: Array, alpha: Array | None) -> _Shares:
-    """The shares whose sum is 1."""
-    return _Shares(beta, alpha, *_threshold(scores, beta, alpha))
-
-
 def _total_and_slope(h: Array, shares: _Shares) -> tuple[None, tuple[Array, Array]]:
     return None, shares.shares(h)
 
 
-def _weights(h: Array, shares: _Shares) -> tuple[Array, Array]:
-    g, _ = shares.shares(h)
-    return g, g
-
-
-def _terms(h: Array, shares: _Shares) -> tuple[None, Array]:
+def _weights_and_terms(h: Array, shares: _Shares) -> tuple[Array, tuple[Array, Array]]:
     # L = m + Σ g d/β − Ω(g)
     if shares.alpha is None:
         g, _ = shares.shares(h)
-        return None, g * (shares.exponent(h) + (1 - g) / 2) / shares.beta
+        return g, (g, g * (shares.exponent(h) + (1 - g) / 2) / shares.beta)
     g, log, _ = shares.units(h)
     order = shares.alpha - 1
     cost = (shares.exponent(h) - jnp.expm1(order * log) / (shares.alpha * order)) / shares.beta
-    return None, jnp.where(g > 0, scaled_exp(cost, log), 0)
+    return g, (g, jnp.where(g > 0, scaled_exp(cost, log), 0))
 
 
 class StreamedEntmax(AbstractStreamed):
@@ -103,11 +93,9 @@ class StreamedEntmax(AbstractStreamed):
     beta: Float[Array, ""]
     alpha: Float[Array, ""] | None
 
-    def value(self, scores: Scores) -> Array:
-        shares = _shares(scores, self.beta, self.alpha)
-        return shares.largest + scores.sums(_terms, shares)[1]
-
-    def slopes(self, scores: Scores) -> Slopes:
-        slopes, total = scores.sums(_weights, _shares(scores, self.beta, self.alpha))
-        # Without any pattern both are 0.
-        return tuple(slope / jnp.where(total > 0, total, 1) for slope in slopes)
+    def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
+        shares = _Shares(self.beta, self.alpha, *_threshold(scores, self.beta, self.alpha))
+        slopes, (total, terms) = scores.sums(_weights_and_terms, shares)
+        # Without any pattern both sums are 0.
+        slopes = tuple(slope / jnp.where(total > 0, total, 1) for slope in slopes)
+        return shares.largest + terms, slopes

@@ -84,8 +84,8 @@ def as_mask(
     return mask
 
 
-# Sparsemax and entmax read the patterns several times. So all scores are formed where these take no
-# more room than this many states.
+# Sparsemax and entmax read the patterns several times, and so do derivatives of other Lagrangians.
+# So all scores are formed where these take no more room than this many states.
 _STATES_OF_SCORES = 16
 
 
@@ -97,7 +97,8 @@ def _streamed(lagrangian: AbstractLagrangian, scores: Scores) -> AbstractStreame
         return None
     if isinstance(lagrangian, AbstractWideLagrangian):
         lagrangian = lagrangian._in_domain(scores.gs[0].dtype)
-    if isinstance(lagrangian, LSparsemax | LEntmax) and count <= _STATES_OF_SCORES * units:
+    online = isinstance(lagrangian, LSoftmax | LGhostmax)
+    if not online and count <= _STATES_OF_SCORES * units:
         return None
     match lagrangian:
         case LSoftmax(beta=beta):
@@ -118,19 +119,13 @@ class _StreamedTerms(AbstractStreamed):
 
     lagrangian: AbstractLagrangian
 
-    def value(self, scores: Scores) -> Array:
-        return scores.sums(_terms, self.lagrangian)[1]
-
-    def slopes(self, scores: Scores) -> Slopes:
-        return scores.sums(_activations, self.lagrangian)[0]
+    def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
+        slopes, value = scores.sums(_activations_and_terms, self.lagrangian)
+        return value, slopes
 
 
-def _terms(h: Array, lagrangian: AbstractLagrangian) -> tuple[None, Array]:
-    return None, _each(lagrangian, h)
-
-
-def _activations(h: Array, lagrangian: AbstractLagrangian) -> tuple[Array, tuple[()]]:
-    return pure(lagrangian).activation(h), ()
+def _activations_and_terms(h: Array, lagrangian: AbstractLagrangian) -> tuple[Array, Array]:
+    return pure(lagrangian).activation(h), _each(lagrangian, h)
 
 
 def _each(lagrangian: AbstractLagrangian, h: Array) -> Array:
