@@ -18,7 +18,7 @@ What each file tests:
 |---|---|
 | `test_layers` | layers: constructors, shapes, dtypes, biases and errors |
 | `test_synapses` | synapses: formulas, derivatives, masks, weights and errors |
-| `test_memories` | blocks of patterns are all patterns, in any dtype, and all scores never exist |
+| `test_memories` | blocks give the same as all patterns at once, in any dtype, in little memory |
 | `test_network` | networks: energies, gradients, dynamics and errors |
 | `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
 | `test_floors` | parameters out of their domain act as its edge, and training brings them back |

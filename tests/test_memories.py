@@ -10,7 +10,7 @@ import pytest
 
 import hopfield_layers as hl
 from hopfield_layers._numerics import streaming
-from hopfield_layers.lagrangians import scores
+from hopfield_layers.lagrangians import value_of_scores
 
 from .compiling import compiled, temporary_bytes
 
@@ -53,7 +53,7 @@ UNSTREAMED = {"norm": hl.LLayerNorm(), "callable": hl.as_lagrangian(lambda h: jn
 def small_blocks(monkeypatch):
     monkeypatch.setattr(streaming, "SMALLEST_BLOCK", 8)
     monkeypatch.setattr(streaming, "LARGEST_BLOCK", 8)
-    monkeypatch.setattr(scores, "_STATES_OF_SCORES", 0)
+    monkeypatch.setattr(value_of_scores, "_STATES_OF_SCORES", 0)
 
 
 def derivatives(alignment, synapse, gs):
@@ -369,7 +369,7 @@ def test_the_scores_of_many_tokens_never_exist():
     )
     g = jax.ShapeDtypeStruct((tokens, 16), jnp.float32)
     program = compiled(lambda synapse, g: jax.grad(synapse.energy)(g), synapse, g)
-    assert temporary_bytes(program) <= 0.25 * tokens**2 * 4
+    assert temporary_bytes(program) <= 0.3 * tokens**2 * 4
 
 
 # One value per head of each parameter is as a synapse per head.
@@ -468,3 +468,94 @@ def test_memories_of_few_or_no_units(count, small_blocks):
         energies, slopes = run(jnp.ones((2, batch, units)))
         assert energies.shape == (2, batch)
         assert slopes.shape == (2, batch, units)
+
+
+def test_from_patterns():
+    patterns = jr.normal(KEY, (5, 2, 3))
+    memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=9.0))
+    assert memory.shapes == ((2, 3),)
+    np.testing.assert_array_equal(memory.Ws[0].T.reshape(5, 2, 3), patterns)
+    separate = hl.HiddenSynapse.from_patterns((patterns, np.arange(20).reshape(5, 4)), hl.LRelu())
+    assert separate.shapes == ((2, 3), (4,))
+    g1, g2 = jr.normal(KEY, (2, 3)), jnp.arange(4.0) / 10
+    h = np.einsum("kij,ij->k", patterns, g1) + np.arange(20).reshape(5, 4) @ g2
+    np.testing.assert_allclose(separate.alignment(g1, g2), np.sum(np.maximum(h, 0) ** 2) / 2)
+    for wrong in ((patterns, patterns[:4]), jnp.array(1.0), (patterns, jnp.array(1.0)), ()):
+        with pytest.raises(ValueError, match=r"patterns of shape \(K, \*shape\)"):
+            hl.HiddenSynapse.from_patterns(wrong, hl.LSoftmax())
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "ReLU"])
+def test_other_activations_compile_nothing(name, caplog):
+    synapse = hl.HiddenSynapse.from_patterns(jr.normal(KEY, (1500, 3)), LAGRANGIANS[name])
+    x = list(jr.normal(KEY, (5, 3)))
+    synapse.alignment(x[0])
+    jax.grad(synapse.alignment)(x[0])
+    with jax.log_compiles():
+        for other in x[1:]:
+            synapse.alignment(other)
+            jax.grad(synapse.alignment)(other)
+    assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
+
+
+@pytest.mark.parametrize("name", ["softmax", "ghostmax", "sparsemax", "entmax"])
+def test_scores_far_below_those_that_are_masked(name, small_blocks):
+    # A Euclidean memory has scores like these, and a masked one counts as 0.
+    patterns = 30.0 * jr.normal(KEY, (40, 4))
+    bias, stored = -jnp.sum(patterns**2, axis=1) / 2, jnp.arange(40) % 5 == 0
+    few, many = (
+        hl.HiddenSynapse.from_patterns(
+            patterns[some], LAGRANGIANS[name], bias=bias[some], mask=mask
+        )
+        for some, mask in ((stored, None), (slice(None), stored))
+    )
+    x = (jr.normal(KEY, (4,)),)
+    run = eqx.filter_jit(lambda memory, x: derivatives(streamed, memory, x))
+    (*firsts, own, (_, dx)), (*others, masked, (_, other_dx)) = run(few, x), run(many, x)
+    assert_close((firsts[:2], dx), (others[:2], other_dx), 1e-8)
+    assert_close(own.hidden_lagrangian, masked.hidden_lagrangian, 1e-8)
+    (gradient,), (other,) = own.patterns, masked.patterns
+    assert_close(gradient, jnp.compress(stored, other, axis=0), 1e-8)
+
+
+@pytest.mark.parametrize("name", ["softmax", "ghostmax", "sparsemax", "entmax"])
+def test_scores_of_minus_infinity(name, small_blocks):
+    patterns = jr.normal(KEY, (40, 4))
+    bias = jnp.where(jnp.arange(40) < 9, 0.0, -jnp.inf)
+    few = hl.HiddenSynapse.from_patterns(patterns[:9], LAGRANGIANS[name])
+    many = hl.HiddenSynapse.from_patterns(patterns, LAGRANGIANS[name], bias=bias)
+
+    @eqx.filter_jit
+    def run(memory, x):
+        gradient = eqx.filter_grad(lambda memory: memory.alignment(x))(memory)
+        return memory.alignment(x), jax.grad(memory.alignment)(x), gradient.hidden_lagrangian
+
+    x = jr.normal(KEY, (4,))
+    assert_close(run(few, x), run(many, x))
+
+
+def test_relaxing_and_solving_through_blocks(small_blocks):
+    patterns = jr.normal(KEY, (30, 6))
+    x = {"x": jr.normal(KEY, (3, 6))}
+
+    def memory(patterns):
+        synapse = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=2.0))
+        return hl.HAM({"x": hl.IdentityLayer(6)}, {"m": synapse}, [(("x",), "m")])
+
+    def formed(patterns):
+        synapse = lambda g: -jax.nn.logsumexp(2 * patterns @ g) / 2
+        return hl.HAM({"x": hl.IdentityLayer(6)}, {"m": synapse}, [(("x",), "m")])
+
+    def ends(make, patterns):
+        ham = make(patterns)
+        solution = hl.solve(ham, x, 1.0, flow="activation")
+        assert solution.ys is not None
+        return hl.relax(ham, x).x["x"], solution.ys["x"]
+
+    def run(make):
+        loss = lambda patterns: sum(jnp.sum(end**2) for end in ends(make, patterns))
+        return jax.jit(lambda patterns: (ends(make, patterns), jax.grad(loss)(patterns)))(patterns)
+
+    (end, slope), (other, other_slope) = run(memory), run(formed)
+    assert_close(end, other, 1e-6)
+    assert_close(slope, other_slope, 1e-5)

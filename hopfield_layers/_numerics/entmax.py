@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .elementary import floored_exponent, scaled_exp
+from .elementary import exponent_below, scaled_exp
 from .softmax import check_units, finite_shift
 
 
@@ -163,7 +163,7 @@ def _rows(z, beta, alpha, axis):
     is_largest = lax.broadcasted_iota(index.dtype, z.shape, axis % z.ndim) == index
     # Not `jnp.max`, whose derivative is shared among equal entries.
     m = finite_shift(jnp.sum(jnp.where(is_largest, z, 0), axis, keepdims=True))
-    d = floored_exponent(beta * (z - m))
+    d = exponent_below(beta, z, m)
     return _Rows(m, is_largest, d, units(d, *_threshold(d, alpha, is_largest, axis), alpha))
 
 

@@ -29,6 +29,12 @@ class Block(eqx.Module):
     mask: Bool[Array, " block"] | None
     valid: Bool[Array, " block"] | None
 
+    @property
+    def largest(self) -> Float[Array, ""]:
+        """The largest score that is not masked; one that is not valid is in another block too."""
+        h = self.h if self.mask is None else jnp.where(self.mask, self.h, -jnp.inf)
+        return jnp.max(h)
+
     def counted(self, terms: Array) -> Array:
         """`terms`, or 0 for the patterns that are masked or not valid."""
         for flags in (self.mask, self.valid):
@@ -51,14 +57,18 @@ class Rows(eqx.Module):
     patterns: tuple[Array, ...]
     bias: Array | None
     mask: Bool[Array, " nhid"] | None
+    # Whether the masked rows may hold anything. Zeroing them copies the rows for each mask.
+    has_free_slots: bool = eqx.field(default=False, static=True)
 
     def scores(self, gs: tuple[Array, ...], valid: Array | None = None) -> Block:
         """The scores in the dtype of the flat gs; those that are masked are finite."""
 
         def wide(row: Array) -> Array:
             row = row.reshape(len(row), math.prod(row.shape[1:])).astype(gs[0].dtype)
-            # What is masked may be anything, and 0·NaN is NaN.
-            return row if self.mask is None else jnp.where(self.mask[:, None], row, 0)
+            if self.mask is None or not self.has_free_slots:
+                return row
+            # 0·NaN is NaN.
+            return jnp.where(self.mask[:, None], row, 0)
 
         patterns = tuple(map(wide, self.patterns))
         h = functools.reduce(

@@ -1,15 +1,16 @@
 """The entmax of scores, whose threshold is sought in repeated passes over the patterns.
 
 The formulas are those of `entmax`, but for the largest score: two passes may round it differently,
-so that it can't be told from the others, and its share is summed with theirs. Those of sparsemax,
-α = 2, are written out, as they need no logarithm: g = (d + max g)₊.
+so it can't be recognized by comparison, and its share is included in the sums over all patterns.
+Those of sparsemax, α = 2, are written out, as they need no logarithm: g = (d + max g)₊.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .elementary import floored_exponent, scaled_exp
+from .elementary import exponent_below, scaled_exp
 from .entmax import find_threshold, Units, units
 from .scores import AbstractStreamed, Block, Scores, Slopes
 from .softmax import finite_shift
@@ -25,7 +26,7 @@ class _Shares(eqx.Module):
     step: Array
 
     def exponent(self, h: Array) -> Array:
-        return floored_exponent(self.beta * (h - self.largest))
+        return exponent_below(self.beta, h, self.largest)
 
     def units(self, h: Array) -> Units:
         return units(self.exponent(h), self.t, self.step, self.alpha)
@@ -41,13 +42,12 @@ class _Shares(eqx.Module):
 
 
 @eqx.filter_custom_jvp
+@jax.jit
 def _threshold(scores: Scores, beta: Array, alpha: Array | None) -> tuple[Array, Array, Array]:
     """m, the t at which the shares sum to 1, and the step left at it."""
 
     def largest_of(largest: Array, block: Block) -> Array:
-        # A pattern that is not valid has been in a block before.
-        h = block.h if block.mask is None else jnp.where(block.mask, block.h, -jnp.inf)
-        return jnp.maximum(largest, jnp.max(h))
+        return jnp.maximum(largest, block.largest)
 
     zero = jnp.zeros_like(beta)
     largest = finite_shift(scores.fold(largest_of, zero - jnp.inf))

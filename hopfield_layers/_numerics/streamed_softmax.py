@@ -1,9 +1,9 @@
 """The log-sum-exp of scores, and its slopes, in one pass over the patterns (an online softmax).
 
-A part of the patterns is known by its largest score m, by the sum S = Σ exp(β(h − m)) and by
-Σ exp(β(h − m)) ξ. Two parts, disjoint blocks or the shards of several devices, merge into the same
-of both, in any order. S is kept as the number of scores equal to m and the sum of the others, so
-that ln S keeps its digits where one pattern outweighs all others.
+A subset of the patterns is summarized by its largest score m, the sum S = Σ exp(β(h − m)) and
+Σ exp(β(h − m)) ξ. The summaries of two disjoint subsets, blocks or the shards of several devices,
+are merged into that of their union, in any order. S is kept as the number of scores equal to m and
+the sum of the others, so that ln S keeps its digits where one pattern outweighs all others.
 
 Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), arXiv:1805.02867;
 Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
@@ -13,26 +13,27 @@ import functools
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .elementary import log1p_ratio
+from .elementary import exponent_below, log1p_ratio
 from .scores import AbstractStreamed, Block, Scores, Slopes
 from .softmax import finite_shift
 
 
 class Part(NamedTuple):
-    """What is known of a part of the patterns."""
+    """The summary of a subset of the patterns."""
 
-    largest: Float[Array, ""]  # m, −∞ for a part without patterns
+    largest: Float[Array, ""]  # m, −∞ for none
     ties: Float[Array, ""]  # the number of scores equal to it
     others: Float[Array, ""]  # Σ exp(β(h − m)) of the others
-    total: Float[Array, ""]  # that of all; it takes a pass less over a block than the two above
+    total: Float[Array, ""]  # S, in one pass less over a block than the two above
     slopes: Slopes  # Σ exp(β(h − m)) ξ
 
 
 def merge(beta: Array, a: Part, b: Part) -> Part:
-    """The same of both parts."""
+    """The summary of the union of two disjoint subsets."""
     largest = jnp.maximum(a.largest, b.largest)
     shift = finite_shift(largest)
     x, y = jnp.exp(beta * (a.largest - shift)), jnp.exp(beta * (b.largest - shift))
@@ -45,13 +46,8 @@ def merge(beta: Array, a: Part, b: Part) -> Part:
 
 
 def _part(beta: Array, block: Block) -> Part:
-    # The patterns that are not valid have been in a part before, so they may be the largest.
-    if block.mask is None:
-        largest = shift = jnp.max(block.h)
-    else:
-        largest = jnp.max(jnp.where(block.mask, block.h, -jnp.inf))
-        shift = finite_shift(largest)
-    e = block.counted(jnp.exp(beta * (block.h - shift)))
+    largest = block.largest
+    e = block.counted(jnp.exp(beta * (block.h - finite_shift(largest))))
     is_largest = block.h == largest
     ties = block.total(is_largest.astype(e.dtype))
     others = jnp.sum(jnp.where(is_largest, 0, e))
@@ -67,8 +63,9 @@ class _Moments(NamedTuple):
 
 
 @eqx.filter_custom_jvp
+@functools.partial(jax.jit, static_argnums=2)
 def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
-    # Before any pattern there is nothing but the ghost.
+    # The sum starts with the ghost, if there is one.
     largest, ghosts = jnp.array(0 if ghost else -jnp.inf, beta.dtype), jnp.array(ghost, beta.dtype)
     none = jnp.zeros_like(ghosts), ghosts, tuple(map(jnp.zeros_like, scores.gs))
     start = Part(largest, ghosts, *none)
@@ -81,7 +78,7 @@ def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
 
 @_moments.def_jvp
 def _moments_jvp(primals, tangents):
-    """Where m goes is free, as long as the other moments go with it.
+    """L and the slopes do not depend on the choice of m, so its tangent may be chosen freely.
 
     Following the mean of what dg changes in h keeps the digits of the slopes' tangent beside a
     vertex, where all dh that matter are almost that mean.
@@ -106,7 +103,7 @@ def _sums(scores: Scores, beta: Array, largest: Array, ghost: bool) -> tuple[Slo
 
 def _exponentials(h: Array, parameters: tuple[Array, Array]) -> tuple[Array, Array]:
     beta, largest = parameters
-    e = jnp.exp(beta * (h - largest))
+    e = jnp.exp(exponent_below(beta, h, largest))
     return e, e
 
 

@@ -1,16 +1,16 @@
 """Sums over the rows of large arrays, one block of rows at a time.
 
-`sum_over_rows(fn, rows, shared)` adds up what `fn` gives for each block of rows, and sets side by
-side what it gives for each row. It is a JAX primitive because its derivatives have the same form:
+`sum_over_rows(fn, rows, shared)` sums the results of `fn` over blocks of rows, and concatenates
+those that have one entry per row. It is a JAX primitive because its derivatives have the same form:
 
 - the tangent of a sum is the sum of the tangents of the blocks;
 - in the transpose, the cotangent of a sum is shared by all blocks and that of a new row belongs to
   the row; the cotangents of what is shared are sums again, those of the rows are rows again;
-- a batch of what is shared meets each block once.
+- under `vmap` over the shared arrays, each block is read once for the whole batch.
 
-So derivatives of any order evaluate the blocks again, and keep nothing of the length of the rows
-but what they return. A `jax.lax.scan` over blocks with `jax.checkpoint` needs a number of rows that
-the block divides, or copies them.
+So derivatives of any order evaluate the blocks again, and store no array with one entry per row
+besides their results. A `jax.lax.scan` over blocks would have to pad, and so copy, rows whose
+number is not a multiple of the block size.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jaxtyping import Array, PyTree
 
 
 # A block is large enough that its products take longer than what surrounds them, and small enough
-# that its scores are a small part of the rows.
+# that its scores are a small part of the rows: a block of 1/70 of them keeps temporaries under 2 %.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
 
 _Flags = tuple[bool, ...]
@@ -52,7 +52,7 @@ def fold_blocks(
     """`carry = fn(carry, block, first, valid)` for each block of rows, the rows from `first` on.
 
     All blocks have the same size. If it doesn't divide the rows, the last block overlaps the one
-    before it, and `valid` is False for the rows that have been there already; else it is None.
+    before it, and `valid` is False for the rows that this one already contained; else it is None.
     """
     count = len(jax.tree.leaves(rows)[0])
     if count == 0:
@@ -71,7 +71,7 @@ def fold_blocks(
 def _sliced(rows: Array, first: Array, size: int) -> Array:
     if jnp.issubdtype(rows.dtype, jnp.floating) and rows.itemsize < 4:
         # On a CPU XLA computes with these in float32, slices included, and so would widen all rows
-        # ahead of the loop. With the barrier they seem to change with `first`.
+        # ahead of the loop. The barrier makes the slice depend on `first` before that.
         rows, first = lax.optimization_barrier((rows, first))
     return lax.dynamic_slice_in_dim(rows, first, size)
 
@@ -112,8 +112,8 @@ def _block_shapes(is_row: _Flags, arguments: Iterable[Any]) -> list[jax.ShapeDty
     ]
 
 
-def _merge(flags: _Flags, flagged: Iterable, others: Iterable) -> list:
-    """Both in one list, the former where the flags are."""
+def _interleave(flags: _Flags, flagged: Iterable, others: Iterable) -> list:
+    """Interleaves two lists: from the first where the flag is True, else from the second."""
     flagged, others = iter(flagged), iter(others)
     return [next(flagged if flag else others) for flag in flags]
 
@@ -176,7 +176,7 @@ class _Tangent:
         still = _chosen(_others(self.moves), primals)
 
         def of_moving(*moving: Array) -> list[Array]:
-            return self.fn(valid, *_merge(self.moves, moving, still))
+            return self.fn(valid, *_interleave(self.moves, moving, still))
 
         return jax.jvp(of_moving, tuple(_chosen(self.moves, primals)), tangents)[1]
 
@@ -196,7 +196,7 @@ class _Transpose:
         still, cotangents = arguments[:count], arguments[count:]
 
         def of_linear(*linear: Array) -> list[Array]:
-            return self.fn(valid, *_merge(self.is_linear, linear, still))
+            return self.fn(valid, *_interleave(self.is_linear, linear, still))
 
         still_rows = _chosen(_others(self.is_linear), self.is_row)
         size = len(_chosen((*still_rows, *self.gives_row), arguments)[0])
@@ -206,7 +206,7 @@ class _Transpose:
                 _chosen(self.is_linear, self.is_row), self.linear_shapes, strict=True
             )
         ]
-        # The result doesn't have the rows that are not valid.
+        # Rows that are not valid are not part of the result, so their cotangents are zero.
         used = [
             _where_valid(valid, c, jnp.zeros_like(c)) if row else c
             for row, c in zip(self.gives_row, cotangents, strict=True)
@@ -234,7 +234,7 @@ def _evaluate(*arguments, fn, is_row, gives_row):
         return lax.dynamic_update_slice_in_dim(old, _where_valid(valid, new, kept), first, 0)
 
     def body(carry, block, first, valid):
-        results = fn(valid, *_merge(is_row, block, shared))
+        results = fn(valid, *_interleave(is_row, block, shared))
         pairs = zip(carry, results, gives_row, strict=True)
         return [add(old, new, row, first, valid) for old, new, row in pairs]
 
@@ -277,7 +277,7 @@ def _transpose(cotangents, *arguments, fn, is_row, gives_row):
         is_row=(*_chosen(still, is_row), *gives_row),
         gives_row=tuple(_chosen(is_linear, is_row)),
     )
-    return _merge(is_linear, found, itertools.repeat(None))
+    return _interleave(is_linear, found, itertools.repeat(None))
 
 
 def _batch(arguments, axes, *, fn, is_row, gives_row):

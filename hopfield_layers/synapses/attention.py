@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 from .._conversion import as_shape, ShapeLike
 from .._numerics.scores import Rows, Scores
 from ..lagrangians import AbstractLagrangian, LSoftmax
-from ..lagrangians.scores import as_mask, value_of_scores
+from ..lagrangians.value_of_scores import as_mask, value_of_scores
 from . import base
 from .base import AbstractShaped, LagrangianLike, Scalar, token_shape, Weight
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 from .._conversion import as_float, as_shape, ShapeLike
 from .._numerics.scores import Rows, Scores
 from ..lagrangians import AbstractLagrangian, LRelu, LSoftmax
-from ..lagrangians.scores import as_mask, row_value, value_of_scores
+from ..lagrangians.value_of_scores import as_mask, row_value, value_of_scores
 from . import base
 from .base import AbstractShaped, LagrangianLike, Scalar, token_shape, Weight
 
@@ -23,10 +23,11 @@ class HiddenSynapse(AbstractShaped):
     this is the modern Hopfield network. With b_μ = −‖ξ_μ‖²/2 and identity units it is the Euclidean
     memory: E = −ln Σ exp(−β‖x − ξ_μ‖²/2)/β.
 
-    A and its derivatives are evaluated for a block of patterns at a time. Whatever a batch needs is
-    little more than the patterns, which may be millions, and their gradient takes as much again.
-    Entmax and sparsemax read the patterns several times for that. A Lagrangian that is a plain
-    callable, or couples the hidden units in another way, forms all h.
+    A and its derivatives are evaluated for a block of patterns at a time. Besides the patterns, a
+    batch needs memory for a few blocks of scores; the gradient with respect to the patterns needs
+    one more array of their size. Entmax and sparsemax read the patterns several times. With a plain
+    callable, or a Lagrangian other than these, softmax and ghostmax that couples the hidden units,
+    all h are formed at once.
 
     **Arguments:**
 
@@ -39,11 +40,11 @@ class HiddenSynapse(AbstractShaped):
         layer. The attribute `Ws` has them like this, `patterns` as they are stored.
     - `patterns`: the patterns as rows, instead, a tuple with one array `(nhid, *shape)` per layer.
         Those in bfloat16, float16, float8 or 8-bit integers stay so, and each block is widened as
-        it is used. Their gradient is summed in float32 or wider, and rounded to their dtype;
-        integers have none.
+        it is used. Their gradient has their dtype, which rounds it, and in float8 overflows to NaN:
+        widen the patterns to train them. Integers have none.
     - `bias`: b, `(nhid,)`.
-    - `mask`: booleans `(nhid,)`: False leaves a hidden unit out, whatever its pattern is. Without
-        any the alignment is 0. `equinox.filter_grad` leaves booleans alone, `jax.grad` doesn't.
+    - `mask`: booleans `(nhid,)`: False leaves a hidden unit out, whatever its pattern is. If all
+        are False the alignment is 0. Booleans have no derivative: use `equinox.filter_grad`.
 
     **Raises:** `ValueError` for none or more than one of a key, Ws and patterns, arrays of another
     shape, a mask that is not boolean or with a Lagrangian that can't leave a unit out, or a
@@ -99,6 +100,10 @@ class HiddenSynapse(AbstractShaped):
         elif key is not None or Ws is not None:
             raise ValueError("Expected one of a key, Ws and patterns, got patterns and another.")
         else:
+            if not isinstance(patterns, tuple | list):
+                raise ValueError(
+                    f"Expected a tuple of patterns, one array per layer, got {patterns!r}."
+                )
             self.patterns = tuple(map(_as_patterns, patterns))
             expected = tuple((nhid, *shape) for shape in self.shapes)
             if (got := tuple(p.shape for p in self.patterns)) != expected:
@@ -156,13 +161,13 @@ class HiddenSynapse(AbstractShaped):
         )
 
     def _alignment(self, *gs: Array) -> Array:
-        rows = Rows(self.patterns, self.bias, self.mask)
+        rows = Rows(self.patterns, self.bias, self.mask, has_free_slots=True)
         return value_of_scores(self.hidden_lagrangian, Scores(rows, tuple(g.ravel() for g in gs)))
 
 
 def _as_patterns(x: Weight) -> Array:
     """`x` as an array of its own dtype if that is a floating one or an integer of 8 bits."""
-    # Of a NumPy array `jnp.asarray` would make two copies, one of them for a while.
+    # `jnp.asarray` makes a temporary second copy of a NumPy array.
     array = jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
     return array if array.dtype in (jnp.int8, jnp.uint8) else as_float(array)
 

@@ -1,4 +1,4 @@
-"""L of the scores of hidden units, without forming more scores than a block where possible."""
+"""L of the scores of hidden units, streamed over blocks of patterns where L allows it."""
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from .callables import CallableLagrangian
 from .simplex import LEntmax, LGhostmax, LSoftmax, LSparsemax
 
 
-# Lagrangians to which a unit far below the largest of its row adds nothing.
+# Lagrangians whose activation vanishes far below the largest score.
 _SIMPLEX = (LSoftmax, LGhostmax, LSparsemax, LEntmax)
 
 
@@ -132,4 +132,4 @@ def _each(lagrangian: AbstractLagrangian, h: Array) -> Array:
     """The term of each unit."""
     if isinstance(lagrangian, AbstractElementwise):
         return lagrangian._in_domain(h.dtype)._value_terms(h)
-    return jax.vmap(pure(lagrangian).value)(h[:, None])
+    return jax.vmap(row_value, (None, 0))(lagrangian, h[:, None])
