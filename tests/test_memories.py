@@ -559,3 +559,11 @@ def test_relaxing_and_solving_through_blocks(small_blocks):
     (end, slope), (other, other_slope) = run(memory), run(formed)
     assert_close(end, other, 1e-6)
     assert_close(slope, other_slope, 1e-5)
+
+
+@pytest.mark.parametrize("name", LAGRANGIANS)
+def test_nan_in_gives_nan_out(name, small_blocks):
+    memory = hl.HiddenSynapse.from_patterns(jr.normal(KEY, (30, 4)), LAGRANGIANS[name])
+    value, slope = jax.jit(jax.value_and_grad(memory.alignment))(jnp.array([1.0, jnp.nan, 0, 0]))
+    assert jnp.isnan(value)
+    assert jnp.all(jnp.isnan(slope))

@@ -197,9 +197,11 @@ def _others(z, beta, alpha, axis):
 
 def entmax(z: Array, beta: Array, alpha: Array | float, axis: int) -> Array:
     """The maximizer g of each row."""
-    g = _rows(z, beta, alpha, axis).shares.g
+    row = _rows(z, beta, alpha, axis)
+    g = row.shares.g
     total = jnp.sum(g, axis, keepdims=True)
-    return g / jnp.where(total > 0, total, 1)
+    # All shares of a row of −∞ are 0, those of a row with NaN are NaN.
+    return g / jnp.where((total > 0) | jnp.isnan(row.largest), total, 1)
 
 
 def entmax_value(z: Array, beta: Array, alpha: Array | float, axis: int) -> Array:

@@ -96,6 +96,7 @@ class StreamedEntmax(AbstractStreamed):
     def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
         shares = _Shares(self.beta, self.alpha, *_threshold(scores, self.beta, self.alpha))
         slopes, (total, terms) = scores.sums(_weights_and_terms, shares)
-        # Without any pattern both sums are 0.
-        slopes = tuple(slope / jnp.where(total > 0, total, 1) for slope in slopes)
+        # Without any pattern both sums are 0, with NaN among the scores the slopes are NaN.
+        total = jnp.where((total > 0) | jnp.isnan(shares.largest), total, 1)
+        slopes = tuple(slope / total for slope in slopes)
         return shares.largest + terms, slopes
