@@ -11,6 +11,7 @@ import pytest
 import hopfield_layers as hl
 from hopfield_layers._numerics import streaming
 from hopfield_layers.lagrangians import value_of_scores
+from hopfield_layers.testing import energy_bound
 
 from .compiling import compiled, temporary_bytes
 
@@ -567,3 +568,20 @@ def test_nan_in_gives_nan_out(name, small_blocks):
     value, slope = jax.jit(jax.value_and_grad(memory.alignment))(jnp.array([1.0, jnp.nan, 0, 0]))
     assert jnp.isnan(value)
     assert jnp.all(jnp.isnan(slope))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.int8])
+def test_bounds_with_biases_and_masks(dtype):
+    patterns = jnp.array([[3, -1], [1, 2], [-100, 100]], dtype)
+    for bias in (-5.0, 0.0, 5.0):
+        memory = hl.HiddenSynapse.from_patterns(
+            patterns, hl.LSoftmax(), bias=jnp.full(3, bias), mask=jnp.array([True, True, False])
+        )
+        layer = hl.IdentityLayer(2)
+        ham = hl.HAM({"x": layer}, {"m": memory}, [(("x",), "m")])
+        assert (bound := energy_bound(ham)) is not None
+        np.testing.assert_allclose(bound, -5 - np.log(2) - bias)
+        assert jnp.all(ham.energy({"x": 3 * jr.normal(KEY, (200, 2))}) >= bound)
+        tanh = hl.HAM({"x": hl.TanhLayer(2)}, {"m": memory}, [(("x",), "m")])
+        assert (bound := energy_bound(tanh)) is not None
+        np.testing.assert_allclose(bound, -np.logaddexp(4, 3) - abs(bias), rtol=1e-6)

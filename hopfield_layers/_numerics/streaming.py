@@ -52,7 +52,7 @@ def fold_blocks(
     """`carry = fn(carry, block, first, valid)` for each block of rows, the rows from `first` on.
 
     All blocks have the same size. If it doesn't divide the rows, the last block overlaps the one
-    before it, and `valid` is False for the rows that this one already contained; else it is None.
+    before it, and `valid` is False for the rows that are in both; otherwise it is None.
     """
     count = len(jax.tree.leaves(rows)[0])
     if count == 0:
