@@ -71,8 +71,9 @@ def _descent_by_squares(ham: hl.HAM) -> Array | None:
             return jnp.zeros(())
         if kinds[1] in _SIMPLEX and len(joined[1].shape) == 1:
             return jnp.max(jnp.sum(synapse.W**2, axis=0)) / 2
-    is_memory = type(synapse) is hl.HiddenSynapse and len(joined) == 1
-    if is_memory and type(synapse.hidden_lagrangian) in _SIMPLEX:
+    if type(synapse) is not hl.HiddenSynapse or len(joined) > 1:
+        return None
+    if type(synapse.hidden_lagrangian) in _SIMPLEX:
         stored = True if synapse.mask is None else synapse.mask
         squares = jnp.sum(_wide(synapse.Ws[0]) ** 2, axis=0)
         # At g = 0 the alignment is L_hid(b).
