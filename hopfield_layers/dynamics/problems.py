@@ -17,6 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree
 
 from .._conversion import as_float
+from .._shard_map import on_each_device
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
 from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
@@ -38,10 +39,13 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     def compiled(arguments):
         return jax.tree.flatten(fn(*arguments))
 
+    def on_one_device(*arguments):
+        leaves, structure = compiled(arguments)
+        return structure.unflatten(leaves)
+
     @ft.wraps(fn)
     def call(**arguments):
-        leaves, structure = compiled(tuple([arguments[name] for name in names]))
-        return structure.unflatten(leaves)
+        return on_each_device(on_one_device, *[arguments[name] for name in names])
 
     return call
 
@@ -222,14 +226,10 @@ def check_adaptive(solver: diffrax.AbstractSolver, controller: object) -> None:
         )
 
 
-def check_values(x0: PyTree[Array], errors: dict[str, Bool[Array, ""]]) -> PyTree[Array]:
-    """`x0`, or at run time the first of the errors that is true, and before them that of x0."""
+def not_finite_error(x0: PyTree[Array]) -> dict[str, Bool[Array, ""]]:
+    """The error of an x0 that is not finite, and whether it is."""
     not_finite = jnp.array([jnp.any(~jnp.isfinite(x)) for x in jax.tree.leaves(x0)])
-    message = "Expected a finite x0, got NaN or infinite entries."
-    errors = {message: jnp.any(not_finite)} | errors
-    failed = jnp.array(list(errors.values()))
-    # One check of all, because each calls Python from the compiled program.
-    return eqx.branched_error_if(x0, jnp.any(failed), jnp.argmax(failed), list(errors))
+    return {"Expected a finite x0, got NaN or infinite entries.": jnp.any(not_finite)}
 
 
 def raise_if_not_finite(x0: StateLike) -> None:

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree, Real
@@ -21,6 +20,7 @@ from .flow import BoundedFlow, EnergyFlow, max_rate
 from .inputs import grid_errors, Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
 from .replay import can_replay, Replay, replayed, saves_states
+from .run_time_errors import Errors
 from .straight_line import straight_line
 
 
@@ -109,28 +109,25 @@ def solve(
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype, batch_size = problems.solve_dtype(arguments.x0), problems.as_batch_size(batch_size)
     start, end, _ = times = [problems.as_scalar(number, dtype) for number in (t0, t1, dt0)]
+    throw = options.pop("throw", True)
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
-    are_known = isinstance(start, np.ndarray) and isinstance(end, np.ndarray)
-    if are_known and options.get("throw", True):
+    if throw:
         _check_times(start, end)
-    try:
-        limits = {"max_steps": max_steps, "batch_size": batch_size}
-        return _solve(arguments=arguments, times=times, **limits, **tools)
-    except eqx.EquinoxRuntimeError:
+    limits = {"max_steps": max_steps, "batch_size": batch_size, "throw": throw}
+    solution, errors = _solve(arguments=arguments, times=times, **limits, **tools)
+    if (message := errors.first) is not None:
         problems.raise_if_not_finite(arguments.x0)
-        if not isinstance(start, Tracer) and not isinstance(end, Tracer):
-            _check_times(start, end)
-            errors = grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end))
-            for error, failed in errors.items():
-                if not isinstance(failed, Tracer) and failed:
-                    raise ValueError(error) from None
-        raise
+        _check_times(start, end)
+        if message in grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end)):
+            raise ValueError(message)
+        raise eqx.EquinoxRuntimeError(message)
+    return errors.raised_in(solution) if throw else solution
 
 
 @problems.flat_jit
-def _solve(arguments, times, max_steps, batch_size, solver, controller, saveat, options):
-    """The solution, with everything checked that shapes and types tell."""
+def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, saveat, options):
+    """The solution, and whether there are errors, by their messages."""
     problem = InitialValueProblem(arguments)
     t0, t1, dt0 = jax.tree.map(lambda t: jnp.asarray(t, problem.dtype), times)
     for name, number in {"t0": t0, "t1": t1, "dt0": dt0}.items():
@@ -146,35 +143,41 @@ def _solve(arguments, times, max_steps, batch_size, solver, controller, saveat, 
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
         raise ValueError("Constant steps need their size, dt0.")
-    replays = set(options) <= {"progress_meter", "throw"}
+    errors = Errors.of({})
+    if throw:
+        errors = _errors_at_start(problem, t0, t1, check_rates=not constant)
+        # With an error there is nothing to solve.
+        t0, t1 = (jnp.where(errors.index < 0, t, 0) for t in (t0, t1))
+    replays = set(options) <= {"progress_meter"}
     replays = replays and can_replay(solver, controller, saveat, max_steps, problem.field.inputs)
     replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
     if replays:
         options = options | {"adjoint": diffrax.ForwardMode()}
         # Also where they depend on what is differentiated, the sizes of the steps are constants.
         controller, dt0, options = without_derivatives((controller, dt0, options))
-    options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver}
+    options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver, "throw": False}
     run = eqx.Partial(_solve_samples, controller=controller, batch_size=batch_size, options=options)
-    if not replays:
-        return run((problem, t0, t1), saveat)
-    how = Replay(solver, _term_of(controller), saveat.subs.t0, saveat.subs.t1, max_steps)
-    return replayed((problem, t0, t1), run, saveat, how)
+    if replays:
+        how = Replay(solver, _term_of(controller), saveat.subs.t0, saveat.subs.t1, max_steps)
+        solution = replayed((problem, t0, t1), run, saveat, how)
+    else:
+        solution = run((problem, t0, t1), saveat)
+    if throw:
+        errors |= _errors_at_end(solution, saveat, problem.dtype)
+    return solution, errors
 
 
 def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
     """The solution of every sample."""
     problem, t0, t1 = differentiated
-    throw, term_of = options.get("throw", True), _term_of(controller)
-    check_rates = not isinstance(controller, diffrax.ConstantStepSize)
+    term_of = _term_of(controller)
     # What an earlier solution ended with has the batch axes of its samples.
     names = {"solver_state", "controller_state", "made_jump"} & set(options)
     states, others = eqx.partition({name: options[name] for name in names}, eqx.is_array)
 
     def solve_sample(field, x0, states):
-        if throw:
-            x0 = _check_start(field, x0, t0, t1, check_rates)
         control = steps_to_inputs(descend_along(field, controller), field.inputs)
-        solution = diffrax.diffeqsolve(
+        return diffrax.diffeqsolve(
             term_of(field),
             t0=t0,
             t1=t1,
@@ -183,7 +186,6 @@ def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
             saveat=saveat,
             **options | eqx.combine(states, others),
         )
-        return _check_end(solution, saveat, problem.dtype) if throw else solution
 
     return problem.map(solve_sample, states, batch_size=batch_size)
 
@@ -199,42 +201,51 @@ def _bounded_term(field: EnergyFlow) -> diffrax.ODETerm:
     return diffrax.ODETerm(BoundedFlow(field))
 
 
-def _check_times(t0: Array | np.ndarray, t1: Array | np.ndarray) -> None:
+def _check_times(t0: Any, t1: Any) -> None:
+    """Raises an error with the numbers if they are known not to be in order."""
+    if isinstance(t0, Tracer) or isinstance(t1, Tracer):
+        return
     if t0.shape == t1.shape == () and not -math.inf < float(t0) < float(t1) < math.inf:
         raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
 
 
-def _check_start(field: EnergyFlow, x0: PyTree[Array], t0: Array, t1: Array, check_rates: bool):
-    """`x0`, or an error if it, the times, or rates that are to be checked are out of range."""
+def _errors_at_start(
+    problem: InitialValueProblem, t0: Array, t1: Array, check_rates: bool
+) -> Errors:
+    """Whether x0, the times, or rates that are to be checked are out of range."""
 
     def is_beyond(x, rate):
         # At the clipped rate such a unit still crosses |x| within the rounding of t1 − t0.
         instantaneous = jnp.abs(x) < jnp.finfo(rate.dtype).eps * (t1 - t0) * max_rate(rate)
         return jnp.any(~((jnp.abs(rate) < max_rate(rate)) | instantaneous) | jnp.isnan(rate))
 
-    errors = {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
-    errors |= grid_errors(field.inputs, t0, t1)
-    if check_rates:
+    def rates_are_beyond(field, x0):
         beyond = jax.tree.leaves(jax.tree.map(is_beyond, x0, field(t0, x0)))
-        errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(jnp.array(beyond))
-    return problems.check_values(x0, errors)
+        return jnp.any(jnp.array(beyond))
+
+    errors = problems.not_finite_error(problem.x0)
+    errors |= {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
+    errors |= grid_errors(problem.field.inputs, t0, t1)
+    if check_rates:
+        errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(problem.map(rates_are_beyond))
+    return Errors.of(errors)
 
 
-def _check_end(
-    solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DTypeLike
-) -> diffrax.Solution:
-    """The solution, or an error if a state that was saved is not finite."""
+def _errors_at_end(solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DTypeLike) -> Errors:
+    """Whether a solver failed, or a state that was saved is not finite, in any sample."""
 
     def is_beyond(sub, ts, ys):
         if not saves_states(sub):
             return False
         # Room for steps that were not taken is infinite in both.
-        finite = [jnp.isfinite(y).reshape(*ts.shape, -1).all(axis=-1) for y in jax.tree.leaves(ys)]
+        finite = [jnp.isfinite(y).all(tuple(range(ts.ndim, y.ndim))) for y in jax.tree.leaves(ys)]
         return jnp.any(jnp.isfinite(ts) & ~jnp.array(finite))
 
+    results = jnp.where(diffrax.is_okay(solution.result), -1, solution.result._value)
+    errors = Errors(tuple(diffrax.RESULTS._index_to_message), jnp.max(results, initial=-1))
     beyond = jax.tree.map(is_beyond, saveat.subs, solution.ts, solution.ys, is_leaf=_is_sub)
     beyond = jnp.any(jnp.array(jax.tree.leaves(beyond)))
-    return eqx.error_if(solution, beyond, _BEYOND.format(dtype=dtype))
+    return errors | Errors.of({_BEYOND.format(dtype=dtype): beyond})
 
 
 def _with_times_in(saveat: diffrax.SaveAt, dtype: DTypeLike) -> diffrax.SaveAt:
