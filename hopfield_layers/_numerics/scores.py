@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .streaming import fold_blocks, sum_over_rows
+from .streaming import reduce_over_rows, Reduction, sum_over_rows
 
 
 Slopes = tuple[Array, ...]
@@ -95,27 +95,37 @@ class Scores(eqx.Module):
 
         `fn` is a function of a module and no closure, as for `sum_over_rows`.
         """
-        return sum_over_rows(_Sums(fn), self.rows, (self.gs, parameters))[0]
+        return sum_over_rows(_Sums(fn), self.rows, (self.gs, parameters))
 
-    def fold(self, fn: Callable[[PyTree, Block], PyTree], carry: PyTree) -> PyTree:
-        """`carry = fn(carry, block)` for all blocks. Derivatives would keep every carry."""
+    def reduce(
+        self, reduction: Reduction, fn: Callable[[Block, PyTree], PyTree], parameters: PyTree
+    ) -> PyTree:
+        """`fn(block, parameters)`, merged over all blocks; it has no derivatives.
 
-        def step(carry: PyTree, rows: Rows, _: Array, valid: Array | None) -> PyTree:
-            return fn(carry, rows.scores(self.gs, valid))
-
-        return fold_blocks(step, self.rows, carry)
+        `fn` is a function of a module and no closure, as for `sum_over_rows`.
+        """
+        return reduce_over_rows(reduction, _OfBlock(fn), self.rows, (self.gs, parameters))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sums:
     fn: Callable
 
-    def __call__(self, valid: Array | None, rows: Rows, shared: PyTree) -> tuple[PyTree, tuple[()]]:
+    def __call__(self, valid: Array | None, rows: Rows, shared: PyTree) -> PyTree:
         gs, parameters = shared
         block = rows.scores(gs, valid)
         p, terms = self.fn(block.h, parameters)
         slopes = () if p is None else block.weighted(p)
-        return (slopes, jax.tree.map(block.total, terms)), ()
+        return slopes, jax.tree.map(block.total, terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfBlock:
+    fn: Callable
+
+    def __call__(self, valid: Array | None, rows: Rows, shared: PyTree) -> PyTree:
+        gs, parameters = shared
+        return self.fn(rows.scores(gs, valid), parameters)
 
 
 class AbstractStreamed(eqx.Module):

@@ -14,6 +14,7 @@ from .elementary import exponent_below, scaled_exp
 from .entmax import find_threshold, Units, units
 from .scores import AbstractStreamed, Block, Scores, Slopes
 from .softmax import finite_shift
+from .streaming import MAXIMUM
 
 
 class _Shares(eqx.Module):
@@ -41,16 +42,16 @@ class _Shares(eqx.Module):
         return g, jnp.where(g > 0, largest_share, 0)
 
 
+def _largest(block: Block, _: None) -> Array:
+    return block.largest
+
+
 @eqx.filter_custom_jvp
 @jax.jit
 def _threshold(scores: Scores, beta: Array, alpha: Array | None) -> tuple[Array, Array, Array]:
     """m, the t at which the shares sum to 1, and the step left at it."""
-
-    def largest_of(largest: Array, block: Block) -> Array:
-        return jnp.maximum(largest, block.largest)
-
     zero = jnp.zeros_like(beta)
-    largest = finite_shift(scores.fold(largest_of, zero - jnp.inf))
+    largest = finite_shift(scores.reduce(MAXIMUM, _largest, None))
 
     def sums(t: Array) -> tuple[Array, Array]:
         shares = _Shares(beta, alpha, largest, t, zero)

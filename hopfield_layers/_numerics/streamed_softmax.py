@@ -10,6 +10,7 @@ Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -18,40 +19,73 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .elementary import exponent_below, log1p_ratio
+from .partitioned import MeshAxes
 from .scores import AbstractStreamed, Block, Scores, Slopes
 from .softmax import finite_shift
+from .streaming import Reduction
 
 
 class Part(NamedTuple):
-    """The summary of a subset of the patterns."""
+    """The summary of some patterns, of which that of none is −∞ and 0 elsewhere."""
 
-    largest: Float[Array, ""]  # m, −∞ for none
-    ties: Float[Array, ""]  # the number of scores equal to it
-    others: Float[Array, ""]  # Σ exp(β(h − m)) of the others
-    total: Float[Array, ""]  # S, in one pass less over a block than the two above
-    slopes: Slopes  # Σ exp(β(h − m)) ξ
+    largest: Float[Array, "*batch"]  # m
+    beta: Float[Array, "*batch"]
+    ties: Float[Array, "*batch"]  # the number of scores equal to m
+    others: Float[Array, "*batch"]  # Σ exp(β(h − m)) of the others
+    total: Float[Array, "*batch"]  # S, in one pass less over a block than the two above
+    slopes: tuple[Float[Array, "*batch units"], ...]  # Σ exp(β(h − m)) ξ
+
+    @classmethod
+    def of(cls, flat: list[Array]) -> "Part":
+        """The summary whose arrays are these."""
+        largest, beta, ties, others, total, *slopes = flat
+        return cls(largest, beta, ties, others, total, tuple(slopes))
+
+    def flat(self) -> list[Array]:
+        """Its arrays."""
+        return [*self[:5], *self.slopes]
+
+    def sums_at(self, largest: Array, beta: Array) -> tuple[Array, ...]:
+        """The ties and all sums with the largest score of a union as m."""
+        ratio = jnp.exp(beta * (self.largest - finite_shift(largest)))
+        leads = self.largest == largest
+        ties = jnp.where(leads, self.ties, 0)
+        others = ratio * self.others + jnp.where(leads, 0, ratio * self.ties)
+        slopes = (ratio[..., None] * s for s in self.slopes)
+        return ties, others, ratio * self.total, *slopes
 
 
-def merge(beta: Array, a: Part, b: Part) -> Part:
-    """The summary of the union of two disjoint subsets."""
-    largest = jnp.maximum(a.largest, b.largest)
-    shift = finite_shift(largest)
-    x, y = jnp.exp(beta * (a.largest - shift)), jnp.exp(beta * (b.largest - shift))
-    a_leads, b_leads = a.largest == largest, b.largest == largest
-    ties = jnp.where(a_leads, a.ties, 0) + jnp.where(b_leads, b.ties, 0)
-    others = x * a.others + jnp.where(a_leads, 0, x * a.ties)
-    others += y * b.others + jnp.where(b_leads, 0, y * b.ties)
-    slopes = tuple(x * s + y * t for s, t in zip(a.slopes, b.slopes, strict=True))
-    return Part(largest, ties, others, x * a.total + y * b.total, slopes)
+def merge(a: Part, b: Part) -> Part:
+    """The summary of the union of two disjoint sets of patterns."""
+    largest, beta = jnp.maximum(a.largest, b.largest), jnp.maximum(a.beta, b.beta)
+    pairs = zip(a.sums_at(largest, beta), b.sums_at(largest, beta), strict=True)
+    return Part.of([largest, beta, *(x + y for x, y in pairs)])
 
 
-def _part(beta: Array, block: Block) -> Part:
+def _merge_flat(a: list[Array], b: list[Array]) -> list[Array]:
+    return merge(Part.of(a), Part.of(b)).flat()
+
+
+def _merge_across(results: list[Array], axes: list[MeshAxes]) -> list[Array]:
+    """The summary of the patterns of all devices, from that of each: a maximum and a sum."""
+    part, (names, *_) = Part.of(results), axes
+    if not names:
+        return results
+    largest = jax.lax.pmax(part.largest, names)
+    return [largest, part.beta, *jax.lax.psum(part.sums_at(largest, part.beta), names)]
+
+
+_UNION = Reduction(-math.inf, _merge_flat, _merge_across)
+
+
+def _part(block: Block, beta: Array) -> list[Array]:
     largest = block.largest
     e = block.counted(jnp.exp(beta * (block.h - finite_shift(largest))))
     is_largest = block.h == largest
     ties = block.total(is_largest.astype(e.dtype))
     others = jnp.sum(jnp.where(is_largest, 0, e))
-    return Part(largest, ties, others, jnp.sum(e), tuple(e @ xi for xi in block.patterns))
+    slopes = tuple(e @ xi for xi in block.patterns)
+    return Part(largest, beta, ties, others, jnp.sum(e), slopes).flat()
 
 
 class _Moments(NamedTuple):
@@ -65,11 +99,11 @@ class _Moments(NamedTuple):
 @eqx.filter_custom_jvp
 @functools.partial(jax.jit, static_argnums=2)
 def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
-    # The sum starts with the ghost, if there is one.
-    largest, ghosts = jnp.array(0 if ghost else -jnp.inf, beta.dtype), jnp.array(ghost, beta.dtype)
-    none = jnp.zeros_like(ghosts), ghosts, tuple(map(jnp.zeros_like, scores.gs))
-    start = Part(largest, ghosts, *none)
-    part = scores.fold(lambda part, block: merge(beta, part, _part(beta, block)), start)
+    part = Part.of(scores.reduce(_UNION, _part, beta))
+    if ghost:
+        one, zero = jnp.ones_like(beta), jnp.zeros_like(beta)
+        nothing = tuple(map(jnp.zeros_like, scores.gs))
+        part = merge(part, Part(zero, beta, one, zero, one, nothing))
     is_empty = part.largest == -jnp.inf
     rest = jnp.where(is_empty, 0, part.ties - 1 + part.others)
     total = jnp.where(is_empty, 1, part.total)

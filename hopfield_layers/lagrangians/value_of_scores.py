@@ -10,6 +10,7 @@ from .._numerics.scores import AbstractStreamed, Scores, Slopes, streamed_value
 from .._numerics.streamed_entmax import StreamedEntmax
 from .._numerics.streamed_softmax import StreamedSoftmax
 from .._numerics.streaming import block_size
+from .._shard_map import on_each_device
 from .base import AbstractElementwise, AbstractLagrangian, AbstractWideLagrangian, pure
 from .callables import CallableLagrangian
 from .simplex import LEntmax, LGhostmax, LSoftmax, LSparsemax
@@ -23,7 +24,7 @@ def value_of_scores(lagrangian: AbstractLagrangian, scores: Scores) -> Float[Arr
     """L of the scores that are not masked."""
     streamed, mask = _streamed(lagrangian, scores), scores.rows.mask
     if streamed is not None:
-        return streamed_value(streamed, scores)
+        return on_each_device(streamed_value, streamed, scores)
     h = scores.all().h
     if mask is None:
         return row_value(lagrangian, h)
