@@ -17,7 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree
 
 from .._conversion import as_float
-from .._shard_map import on_each_device
+from .._meshes import check_axes, on_each_device
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
 from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
@@ -63,6 +63,7 @@ class ProblemArguments(NamedTuple):
         """The arguments with their numbers as arrays, so that others don't compile anew, and the
         clamp checked while its values are known.
         """
+        check_axes((self.model, self.x0, self.inputs), "the model, x0 and inputs")
         x0, clamp = _as_arrays(self.x0), self.clamp
         inputs: Any = self.inputs
         if depends_on_time(inputs):

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jax.experimental.custom_partitioning import custom_partitioning
 from jaxtyping import Array, Bool, Int
 
-from .._shard_map import is_under_shard_map
+from .._meshes import is_under_shard_map
 
 
 _T = TypeVar("_T")

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Shaped
 
+from .._meshes import check_axes, on_each_device
 from .._numerics.scores import AbstractStreamed, Scores, Slopes, streamed_value
 from .._numerics.streamed_entmax import StreamedEntmax
 from .._numerics.streamed_softmax import StreamedSoftmax
 from .._numerics.streaming import block_size
-from .._shard_map import on_each_device
 from .base import AbstractElementwise, AbstractLagrangian, AbstractWideLagrangian, pure
 from .callables import CallableLagrangian
 from .simplex import LEntmax, LGhostmax, LSoftmax, LSparsemax
@@ -22,6 +22,7 @@ _SIMPLEX = (LSoftmax, LGhostmax, LSparsemax, LEntmax)
 
 def value_of_scores(lagrangian: AbstractLagrangian, scores: Scores) -> Float[Array, ""]:
     """L of the scores that are not masked."""
+    check_axes(scores, "a memory and its states")
     streamed, mask = _streamed(lagrangian, scores), scores.rows.mask
     if streamed is not None:
         return on_each_device(streamed_value, streamed, scores)

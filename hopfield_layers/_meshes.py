@@ -1,10 +1,10 @@
-"""Functions of one device under `jax.shard_map`.
+"""Functions on meshes of devices.
 
-The type of an array there says over which axes of the mesh its values vary. The loops of diffrax,
-equinox and lineax begin with constants, which vary over none, so that their types change in the
-loop, which is an error. `on_each_device` evaluates a function on arrays whose types say nothing of
-a mesh. Its derivatives are right because the arguments are cast to varying ones before: the
-transpose of that cast sums the cotangents of what all devices share.
+Under `jax.shard_map` the type of an array says over which axes of the mesh its values vary. The
+loops of diffrax, equinox and lineax begin with constants, which vary over none, so that their types
+change in the loop, which is an error. `on_each_device` evaluates a function on arrays whose types
+say nothing of a mesh. Its derivatives are right because the arguments are cast to varying ones
+before: the transpose of that cast sums the cotangents of what all devices share.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import equinox as eqx
 import jax
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 
 _T = TypeVar("_T")
@@ -26,6 +26,22 @@ _NO_MESH = AbstractMesh((), ())
 def is_under_shard_map() -> bool:
     """Whether the function that is being traced runs on each device by itself."""
     return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
+def check_axes(tree: PyTree, name: str) -> None:
+    """Raises a `ValueError` for arrays on a mesh whose axes are part of their types."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.Array) and AxisType.Explicit in _mesh_of(x).axis_types:
+            raise ValueError(
+                f"Expected {name} on a mesh with automatic axes, got explicit ones. Make the mesh "
+                "by jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n), or call this "
+                "in a function that is wrapped by jax.sharding.auto_axes."
+            )
+
+
+def _mesh_of(x: Array) -> Mesh | AbstractMesh:
+    sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
+    return getattr(sharding, "mesh", _NO_MESH)
 
 
 def on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
