@@ -20,6 +20,8 @@ What each file tests:
 | `test_synapses` | synapses: formulas, derivatives, masks, weights and errors |
 | `test_memories` | blocks give the same as all patterns at once, in any dtype, in little memory |
 | `test_network` | networks: energies, gradients, dynamics and errors |
+| `test_devices` | batches and memories on several devices and processes, in processes of their own |
+| `test_checkpoints` | training that was interrupted resumes with the same bits |
 | `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
 | `test_floors` | parameters out of their domain act as its edge, and training brings them back |
 
@@ -53,5 +55,6 @@ What each file tests:
 | `compiling` | programs optimized as users compile them |
 | `counting` | how often a run evaluates ∂E/∂g |
 | `solutions` | the saved states and times of a solution |
+| `devices` | what `test_devices` runs on eight devices |
 | `wrong_calls` | calls that pyright must flag; `.ci/check_wrong_calls.py` checks that it does |
 """
