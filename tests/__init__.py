@@ -20,7 +20,7 @@ What each file tests:
 | `test_synapses` | synapses: formulas, derivatives, masks, weights and errors |
 | `test_memories` | blocks give the same as all patterns at once, in any dtype, in little memory |
 | `test_network` | networks: energies, gradients, dynamics and errors |
-| `test_devices` | batches and memories on several devices and processes, in processes of their own |
+| `test_devices` | batches and memories on several devices and in several processes |
 | `test_checkpoints` | training that was interrupted resumes with the same bits |
 | `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
 | `test_floors` | parameters out of their domain act as its edge, and training brings them back |
