@@ -54,6 +54,7 @@ UNSTREAMED = {"norm": hl.LLayerNorm(), "callable": hl.as_lagrangian(lambda h: jn
 def small_blocks(monkeypatch):
     monkeypatch.setattr(streaming, "SMALLEST_BLOCK", 8)
     monkeypatch.setattr(streaming, "LARGEST_BLOCK", 8)
+    monkeypatch.setattr(streaming, "FEW_SCORES", 0)
     monkeypatch.setattr(value_of_scores, "_STATES_OF_SCORES", 0)
 
 
@@ -183,6 +184,22 @@ def test_a_hundred_thousand_patterns_against_mpmath(dtype):
             condition = max(abs(float(exact)), float(jnp.max(jnp.abs(bias))) / 100)
             assert abs(float(value) - float(exact)) <= 4 * eps * condition
             np.testing.assert_allclose(slope, slopes, rtol=0, atol=40 * eps)
+
+
+def test_few_scores_are_one_block():
+    patterns, x = jr.normal(KEY, (1200, 4)), jr.normal(jr.key(1), (5, 4))
+    memory = hl.HiddenSynapse.from_patterns(patterns, LAGRANGIANS["softmax"])
+
+    def loops(fn, x):
+        program = jax.jit(jax.vmap(fn)).lower(x).compile()
+        return program(x), " while(" in str(program.as_text())
+
+    for fn in (memory.alignment, jax.grad(memory.alignment), jax.hessian(memory.alignment)):
+        many, has_loop = loops(fn, jnp.tile(x, (20, 1)))
+        assert has_loop
+        few, has_loop = loops(fn, x)
+        assert not has_loop
+        np.testing.assert_allclose(few, many[:5], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", LAGRANGIANS)
@@ -360,6 +377,7 @@ def test_attention_in_blocks_of_keys(masked, monkeypatch):
     at_once = jax.jit(run)(weights, gs)
     monkeypatch.setattr(streaming, "SMALLEST_BLOCK", 8)
     monkeypatch.setattr(streaming, "LARGEST_BLOCK", 8)
+    monkeypatch.setattr(streaming, "FEW_SCORES", 0)
     assert_close(at_once, jax.jit(lambda *both: run(*both))(weights, gs))
 
 

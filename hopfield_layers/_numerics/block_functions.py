@@ -41,6 +41,15 @@ def chosen(flags: Flags, items: Sequence) -> list:
     return list(itertools.compress(items, flags))
 
 
+def batch_sizes(arguments: Sequence[Array], is_row: Flags, batches: Batches) -> dict[int, int]:
+    """The sizes of the axes of batches."""
+    return {
+        batch: array.shape[row + i]
+        for array, row, axes in zip(arguments, is_row, batches, strict=True)
+        for i, batch in enumerate(axes)
+    }
+
+
 class AbstractBlockFunction(abc.ABC):
     """A function of `valid` and flat arguments, some of them rows, that returns a flat list."""
 
@@ -145,11 +154,7 @@ class Transpose(AbstractBlockFunction):
         known, linear_batches = self.batches(len(arguments), len(self.linear_shapes))
         # The sizes of a block and of the batches, which may be divided among devices.
         size = len(chosen(rows, arguments)[0])
-        sizes = {
-            batch: array.shape[row + i]
-            for array, row, batches in zip(arguments, rows, known, strict=True)
-            for i, batch in enumerate(batches)
-        }
+        sizes = batch_sizes(arguments, rows, known)
 
         def local(row: bool, batches: tuple[int, ...], shape: tuple[int, ...], dtype: Any):
             leading = (size,) * row + tuple(sizes[batch] for batch in batches)

@@ -32,6 +32,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree
 
 from .block_functions import (
+    batch_sizes,
     block_shapes,
     chosen,
     interleave,
@@ -48,6 +49,8 @@ from .partitioned import MeshAxes, partitioned
 # A block is large enough that its products take longer than what surrounds them, and small enough
 # that its scores are a small part of the rows: a block of 1/70 of them keeps temporaries under 2 %.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
+# With as few states as leave no more scores than these, the rows are one block, which isn't copied.
+FEW_SCORES = 2**15
 
 
 def block_size(count: int) -> int:
@@ -63,6 +66,7 @@ def _fold_blocks(
     fn: Callable[[PyTree, list[Array], Array, Array | None], PyTree],
     rows: list[Array],
     carry: PyTree[Array],
+    num_states: int,
 ) -> PyTree[Array]:
     """`carry = fn(carry, block, first, valid)` for each block of rows, the rows from `first` on.
 
@@ -73,6 +77,8 @@ def _fold_blocks(
     if count == 0:
         return carry
     size = block_size(count)
+    if count == size or count * num_states <= FEW_SCORES:
+        return fn(carry, rows, jnp.array(0), None)
 
     def body(i: Array, carry: PyTree) -> PyTree:
         first = jnp.minimum(i * size, count - size)
@@ -181,7 +187,9 @@ def _evaluate(*arguments, fn, is_row, gives_row, reduction):
     merged = [jnp.zeros(s.shape, s.dtype) for s in chosen(others(gives_row), shapes)]
     merged[:1] = [jnp.full_like(x, reduction.first) for x in merged[:1]]
     new_rows = [jnp.zeros(s.shape, s.dtype) for s in chosen(gives_row, shapes)]
-    merged, new_rows = _fold_blocks(body, rows, (merged, new_rows))
+    batches, _ = fn.batches(len(is_row), len(gives_row))
+    num_states = math.prod(batch_sizes(arguments, is_row, batches).values())
+    merged, new_rows = _fold_blocks(body, rows, (merged, new_rows), num_states)
     return interleave(gives_row, new_rows, merged)
 
 
