@@ -126,7 +126,9 @@ def relax(
     masks and inputs. With `throw=True`, `RuntimeError` for samples that ran out of steps, for an
     energy without lower bound and for what leaves the range of the dtype. Where an outer jit hides
     the values it is an error at run time, which `equinox.filter_jit` shows as an
-    `equinox.EquinoxRuntimeError`.
+    `equinox.EquinoxRuntimeError`, and on several devices NaN, as for `solve`.
+
+    A batch that is divided among devices stays so, as in `solve`.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.

@@ -92,12 +92,16 @@ def solve(
     `model.energy(solution.ys)` is the energy along it.
 
     **Raises:** `ValueError` for t1 ≤ t0, for an x0 that is not finite, and for masks and inputs as
-    [`hopfield_layers.EnergyFlow`][]; where an outer jit hides the values, they raise
-    `equinox.EquinoxRuntimeError`. So do a state or rate beyond the range of the dtype, and a solver
-    that fails, for instance by running out of steps. `throw=False` suppresses all errors of values,
+    [`hopfield_layers.EnergyFlow`][]; `equinox.EquinoxRuntimeError` for a state or rate beyond the
+    range of the dtype, and for a solver that fails, for instance by running out of steps. Where an
+    outer jit hides the values, all of these are an `equinox.EquinoxRuntimeError` at run time, in
+    which `EQX_ON_ERROR=nan` in the environment gives NaN instead. A program for several devices
+    can't raise errors, and has NaN as its results. `throw=False` suppresses all errors of values,
     so that the program calls nothing on the host and can be exported by `jax.export`;
-    `Solution.result` tells of a solver that failed. With `EQX_ON_ERROR=nan` in the environment,
-    errors at run time give NaN instead.
+    `Solution.result` tells of a solver that failed.
+
+    A batch that is divided among devices stays so, and under `jax.shard_map` each device stops with
+    its own samples. Meshes need automatic axes, or `jax.sharding.auto_axes`.
 
     Examples:
         >>> layer = hl.ExpLayer(3)

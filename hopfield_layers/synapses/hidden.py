@@ -29,6 +29,10 @@ class HiddenSynapse(AbstractShaped):
     callable, or a Lagrangian other than these, softmax and ghostmax that couples the hidden units,
     all h are formed at once.
 
+    Patterns that are divided among devices, by `jax.device_put` before `from_patterns`, stay where
+    they are: each device evaluates its own, and one reduction of the state's size and a few numbers
+    per sample merges the results. The threshold of entmax and sparsemax takes one for each pass.
+
     **Arguments:**
 
     - `shapes`: the shapes of the layers, in the order of the activations.
