@@ -21,6 +21,7 @@ What each file tests:
 | `test_memories` | blocks give the same as all patterns at once, in any dtype, in little memory |
 | `test_network` | networks: energies, gradients, dynamics and errors |
 | `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
+| `test_weights` | what is trained are the weights, unless more is asked for |
 | `test_floors` | parameters out of their domain act as its edge, and training brings them back |
 
 | the dynamics | |
