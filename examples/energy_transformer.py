@@ -29,6 +29,25 @@ class TokenMemory(hl.AbstractSynapse):
         return jnp.sum(jax.vmap(self.memory.alignment)(*gs))
 
 
+class WithoutLeak(hl.AbstractEnergyModel):
+    """The energy of a network's synapses alone: τ dx/dt = −∂E_s/∂g, the paper's update."""
+
+    ham: hl.HAM
+
+    @property
+    def tau(self):
+        return self.ham.tau
+
+    def energy(self, x):
+        return sum(self.ham.energies(x)["connections"].values())
+
+    def activations(self, x):
+        return self.ham.activations(x)
+
+    def dEdg(self, x):
+        return jax.tree.map(jnp.subtract, self.ham.dEdg(x), x)  # the leak of a layer without bias
+
+
 def energy_transformer(key, tokens=16, dim=32, heads=4, zspace=16, nhid=64, stdinit=0.1):
     """The block, with β = 1/√zspace; stdinit is that of all weights."""
     keys, mask = jax.random.split(key), ~jnp.eye(tokens, dtype=bool)
