@@ -39,7 +39,7 @@ class WithoutLeak(hl.AbstractEnergyModel):
         return self.ham.tau
 
     def energy(self, x):
-        return sum(self.ham.energies(x)["connections"].values())
+        return jnp.sum(jnp.stack(list(self.ham.energies(x)["connections"].values())), axis=0)
 
     def activations(self, x):
         return self.ham.activations(x)

@@ -8,8 +8,9 @@ joins, so that each weight learns from what its own units do, and nothing is dif
 the dynamics. The centred difference has an error of order b², as long as no ReLU crosses its
 threshold between x₋ and x₊. The implicit gradient is that of C through `hl.relax`, by `jax.grad`.
 
-Prints both gradients' distance against b, and how well networks read that learned by one and by the
-other; draws these next to this file or to `--out FOLDER`.
+Prints the relative distance of the two gradients against b, the median over 20 images, and how many
+test digits networks read that learned by the one and by the other; draws both next to this file or
+to `--out FOLDER`.
 
 Source: Scellier & Bengio, "Equilibrium propagation", Frontiers in Computational Neuroscience 11
 (2017); Laborieux et al., "Scaling equilibrium propagation to deep ConvNets by drastically reducing
@@ -17,6 +18,7 @@ its gradient estimator bias", Frontiers in Neuroscience 15 (2021), for the centr
 """
 
 import argparse
+import functools
 import time
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from matplotlib.figure import Figure
 
 import digits
 import hopfield_layers as hl
+from energy_pictures import BLUE, RED, save
 
 
 parser = argparse.ArgumentParser(description="Equilibrium propagation beside implicit gradients.")
@@ -39,8 +42,10 @@ parser.add_argument(
 )
 args, _ = parser.parse_known_args()  # a notebook has arguments of its own
 
-train, test = digits.mnist(low=0.0, test=4000 if args.quick else 1000)
-HIDDEN, EPOCHS, BATCH, NUDGE = (50, 6, 50, 0.1) if args.quick else (200, 12, 100, 0.1)
+train, test = digits.mnist(low=0.0)
+if args.quick:
+    train = digits.Digits(train.images[:1000], train.labels[:1000])
+HIDDEN, EPOCHS, BATCH, NUDGE = (50, 4, 50, 0.1) if args.quick else (200, 12, 100, 0.1)
 ham = digits.reader(HIDDEN, train.images, jax.random.key(0))
 weights, constants = eqx.partition(ham, hl.trainable_weights(ham))
 
@@ -94,7 +99,6 @@ def trained(gradient_of) -> tuple[eqx.Module, list[float], float]:
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(weights, updates), state, converged
 
-    @jax.jit
     def label(weights, images):
         ham = eqx.combine(weights, constants)
         return jnp.argmax(at_rest(ham, start(ham, images)).x["label"], 1)
@@ -111,37 +115,39 @@ def trained(gradient_of) -> tuple[eqx.Module, list[float], float]:
 
 
 CLASSES = np.eye(10, dtype=np.float32)
+NUDGED = "two nudged rests"
 learned, shares, seconds = {}, {}, {}
-for name, gradient_of in {"two nudged rests": by_nudges, "implicit gradient": implicit}.items():
+for name, gradient_of in {NUDGED: by_nudges, "implicit gradient": implicit}.items():
     learned[name], shares[name], seconds[name] = trained(gradient_of)
 
 # %% The gradient against b, in float64, of the first weights and of the learned ones.
-NUDGES = 2.0 ** np.arange(-13, 2, 1 if not args.quick else 3)
+NUDGES = 2.0 ** np.arange(-10, 2)
 distances = {}
 with jax.enable_x64(True):
     images, classes = (
         np.asarray(a, float) for a in (digits.states(train.images[:20]), CLASSES[train.labels[:20]])
     )
-    nudged, exact = (jax.jit(f, static_argnames="tol") for f in (by_nudges, implicit))
-    for name, at in {
-        "first weights": weights,
-        "learned weights": learned["two nudged rests"],
-    }.items():
+    # Each image by itself: as a batch of one.
+    images, classes = images[:, None], classes[:, None]
+    tight = [functools.partial(gradient, tol=1e-13) for gradient in (by_nudges, implicit)]
+    nudged, exact = (jax.jit(jax.vmap(gradient, (None, 0, 0, None))) for gradient in tight)
+    flat = jax.vmap(lambda tree: ravel_pytree(tree)[0])
+    for name, at in {"first weights": weights, "learned weights": learned[NUDGED]}.items():
         at = jax.tree.map(lambda leaf: leaf.astype(float), at)
-        gradient, _ = ravel_pytree(exact(at, images, classes, tol=1e-12)[0])
-        estimates = [ravel_pytree(nudged(at, images, classes, b, tol=1e-12)[0])[0] for b in NUDGES]
-        errors = [jnp.linalg.norm(e - gradient) / jnp.linalg.norm(gradient) for e in estimates]
-        distances[name] = np.array(errors)
+        gradient = flat(exact(at, images, classes, 0.0)[0])
+        errors = [flat(nudged(at, images, classes, b)[0]) - gradient for b in NUDGES]
+        relative = jnp.linalg.norm(jnp.array(errors), axis=2) / jnp.linalg.norm(gradient, axis=1)
+        distances[name] = np.median(relative, axis=1)
 
-small = NUDGES <= 2.0**-7
+small = NUDGES <= 2.0**-5
 slopes = {
     name: np.polyfit(np.log(NUDGES[small]), np.log(errors[small]), 1)[0]
     for name, errors in distances.items()
 }
-print(f"{'relative error of the gradient at b':38}" + "".join(f"{b:10.4f}" for b in NUDGES[::3]))
+print(f"{'median error of the gradient at b':38}" + "".join(f"{b:10.4f}" for b in NUDGES[::3]))
 for name, errors in distances.items():
     print(f"{name:38}" + "".join(f"{error:10.1e}" for error in errors[::3]), end="")
-    print(f"   slope {slopes[name]:.3f} for b ≤ 2⁻⁷")
+    print(f"   slope {slopes[name]:.3f} for b ≤ 2⁻⁵")
 print(f"\n{'learned by':38}{'test digits read':>18}{'CPU seconds':>14}")
 for name in shares:
     print(f"{name:38}{shares[name][-1]:18.3f}{seconds[name]:14.0f}")
@@ -149,9 +155,7 @@ for name in shares:
 # %% The picture.
 fig = Figure((8.6, 3.6), dpi=110, layout="constrained")
 left, right = fig.subplots(1, 2)
-for (name, errors), style in zip(
-    distances.items(), [("#0072B2", "o-"), ("#D55E00", "s-")], strict=True
-):
+for (name, errors), style in zip(distances.items(), [(BLUE, "o-"), (RED, "s-")], strict=True):
     left.loglog(
         NUDGES, errors, style[1], color=style[0], ms=4, label=f"{name}, slope {slopes[name]:.2f}"
     )
@@ -159,11 +163,9 @@ guide = NUDGES[small]
 left.loglog(
     guide, 3 * distances["first weights"][0] * (guide / guide[0]) ** 2, "k--", lw=1, label="b²"
 )
-left.set(xlabel="nudge b", ylabel="relative error of the gradient")
+left.set(xlabel="nudge b", ylabel="relative error of the gradient, median")
 left.set_title("Nudged rests against the implicit gradient", fontsize=11)
-for (name, share), style in zip(
-    shares.items(), [("#0072B2", "o-"), ("#D55E00", "s--")], strict=True
-):
+for (name, share), style in zip(shares.items(), [(BLUE, "o-"), (RED, "s--")], strict=True):
     right.plot(np.arange(1, EPOCHS + 1), share, style[1], color=style[0], ms=4, label=name)
 right.set(xlabel="epoch", ylabel="share of test digits read")
 right.set_title("Learned by the one and by the other", fontsize=11)
@@ -171,10 +173,10 @@ for ax in (left, right):
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9)
 args.out.mkdir(parents=True, exist_ok=True)
-fig.savefig(args.out / "equilibrium_propagation.png")
+save(fig, args.out / "equilibrium_propagation.png")
 
 # %% What is claimed.
-assert all(abs(slope - 2) < 0.05 for slope in slopes.values())
+assert all(abs(slope - 2) < 0.1 for slope in slopes.values())
 by_each = [share[-1] for share in shares.values()]
 assert abs(by_each[0] - by_each[1]) < (0.03 if args.quick else 0.015)
 assert min(by_each) > (0.75 if args.quick else 0.92)

@@ -6,9 +6,11 @@
 
 What is known is clamped and `hl.relax` finds the rest, through which `jax.grad` differentiates by
 the implicit function theorem. In training the whole image is known of two thirds of each batch, a
-half of the image or the label of the others, and what is not known is what the loss asks for. The
-same weights then read test digits, at least as well as an MLP of as many hidden units that was
-trained to do nothing else, complete halves of them, and draw digits from labels.
+half of the image or the label of the others, and the loss asks for what is not known (twice for the
+pixels). Noise in what is known (σ = 1 in x, which lies within ±3.9) keeps the weights from fitting
+single pixels. The same weights then read test digits, at least as well as scikit-learn's MLP of as
+many hidden units, which is trained to do nothing else and without noise; they complete halves of
+test digits, which an MLP can't; and they draw a digit of each class, blurred as its mean is.
 
 Prints a table and writes a picture, next to this file or to `--out FOLDER`.
 """
@@ -27,6 +29,7 @@ from sklearn.neural_network import MLPClassifier
 
 import digits
 import hopfield_layers as hl
+from energy_pictures import save
 
 
 parser = argparse.ArgumentParser(description="Train a network through its fixed point.")
@@ -36,7 +39,9 @@ parser.add_argument(
 )
 args, _ = parser.parse_known_args()  # a notebook has arguments of its own
 
-train, test = digits.mnist(low=0.0, test=4000 if args.quick else 1000)
+train, test = digits.mnist(low=0.0)
+if args.quick:
+    train = digits.Digits(train.images[:1000], train.labels[:1000])
 HIDDEN, EPOCHS, BATCH = (50, 8, 50) if args.quick else (200, 16, 100)
 
 # %% What is known: the whole image, one half of it, or the label alone.
@@ -46,22 +51,23 @@ HALVES = np.stack([ROW < 14, ROW >= 14, COLUMN < 14, COLUMN >= 14])
 
 def at_rest(ham: hl.HAM, images, labels, known_pixels, known_label) -> hl.Relaxation:
     """The network with all that is known clamped. Unknown pixels start at their thresholds."""
+    thresholds = ham.synapses["b_image"]
+    assert isinstance(thresholds, hl.BiasSynapse)
     one_hot = 10.0 * jax.nn.one_hot(labels, 10)
     x0 = ham.init_states(bs=len(images))
-    x0["image"] = jnp.where(known_pixels, images, ham.synapses["b_image"].b)
+    x0["image"] = jnp.where(known_pixels, images, thresholds.b)
     x0["label"] = jnp.where(known_label, one_hot, 0.0)
     clamp = {"image": known_pixels, "label": jnp.broadcast_to(known_label, one_hot.shape)}
     return hl.relax(ham, x0, clamp=clamp, tol=1e-3, throw=False)
 
 
-def loss_of(ham: hl.HAM, images, labels, known_pixels, known_label):
+def loss_of(ham: hl.HAM, images, noisy, labels, known_pixels, known_label):
     """The cross-entropies of labels and pixels, and whether all samples came to rest."""
-    rest = at_rest(ham, images, labels, known_pixels, known_label)
+    rest = at_rest(ham, noisy, labels, known_pixels, known_label)
+    reads = jnp.all(known_pixels, axis=(1, 2))
     of_label = optax.softmax_cross_entropy_with_integer_labels(rest.x["label"], labels)
     of_pixels = optax.sigmoid_binary_cross_entropy(rest.x["image"], jax.nn.sigmoid(images))
-    loss = jnp.mean(of_label, where=~known_label[:, 0]) + 2 * jnp.mean(
-        of_pixels, where=~known_pixels
-    )
+    loss = jnp.mean(of_label, where=reads) + 2 * jnp.mean(of_pixels, where=~known_pixels)
     return loss, jnp.all(rest.converged)
 
 
@@ -98,7 +104,8 @@ for epoch in range(EPOCHS):
         # The digits of the last half of the batch are used twice.
         rows = np.r_[rows, rows[BATCH // 2 :]]
         images, labels = digits.states(train.images[rows]), train.labels[rows]
-        batch = images, labels, *known_parts(rng, len(rows))
+        noisy = images + rng.normal(size=images.shape).astype(np.float32)
+        batch = images, noisy, labels, *known_parts(rng, len(rows))
         weights, state, *result = step(weights, state, *batch)
         results.append(result)
     losses, converged = np.transpose(results)
@@ -109,12 +116,11 @@ ham = eqx.combine(weights, constants)
 seconds = time.process_time() - start
 
 # %% Reading: the image is clamped, and the label's largest unit is the answer.
-relaxed = jax.jit(at_rest)
 all_pixels, no_label = (
     np.ones((len(test.images), 28, 28), bool),
     np.zeros((len(test.images), 1), bool),
 )
-rest = relaxed(ham, digits.states(test.images), test.labels, all_pixels, no_label)
+rest = at_rest(ham, digits.states(test.images), test.labels, all_pixels, no_label)
 assert jnp.all(rest.converged)
 accuracy = float(np.mean(np.argmax(rest.x["label"], 1) == test.labels))
 
@@ -130,7 +136,7 @@ table = [("read by the network", accuracy), (f"read by an MLP of {HIDDEN} units"
 completed, errors = [], []
 for half in HALVES:
     known = np.broadcast_to(half, test.images.shape)
-    rest = relaxed(ham, digits.states(test.images), test.labels, known, no_label)
+    rest = at_rest(ham, digits.states(test.images), test.labels, known, no_label)
     assert jnp.all(rest.converged)
     completed.append(ham.activations(rest.x)["image"])
     errors.append(
@@ -141,7 +147,7 @@ error, error_of_mean = np.mean(errors, 0)
 # %% Drawing: the label is clamped, and the image's rest is the network's idea of the class.
 shape = (len(test.images), 28, 28)
 which = np.arange(len(test.images)) % 10
-rest = relaxed(ham, np.zeros(shape), which, np.zeros(shape, bool), ~no_label)
+rest = at_rest(ham, np.zeros(shape), which, np.zeros(shape, bool), ~no_label)
 drawn = ham.activations(rest.x)["image"][:10]
 read_by_mlp = mlp.predict(np.reshape(drawn, (10, 784)))
 
@@ -168,9 +174,9 @@ for axes, (name, images) in zip(fig.subplots(len(rows), 10), rows.items(), stric
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
 args.out.mkdir(parents=True, exist_ok=True)
-fig.savefig(args.out / "train_classifier.png")
+save(fig, args.out / "train_classifier.png")
 
 # %% What is claimed.
-assert accuracy >= accuracy_of_mlp - 0.01 * args.quick
-assert error < (0.95 if args.quick else 0.85) * error_of_mean
+assert accuracy >= accuracy_of_mlp - 0.02 * args.quick
+assert error < (0.97 if args.quick else 0.85) * error_of_mean
 assert np.sum(read_by_mlp == range(10)) >= (7 if args.quick else 9)
