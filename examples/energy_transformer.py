@@ -2,7 +2,8 @@
 
 The tokens are a layer-norm layer, E = E_layer + E_att + E_HN. Attention leaves each token's own key
 out, and the memory, −½ Σ relu(ξ·g)², acts on each token by itself. τ dx/dt = −∂E/∂g is the paper's
-update with a leak −x, which comes with E_layer and keeps the tokens from growing without end.
+update with a leak −x, which comes with E_layer and keeps the tokens from growing without end. The
+leak is a choice: the Euler steps of `WithoutLeak(block)` are those of the paper.
 Prints the energy, and draws it and the network next to this file or to `--out FOLDER`.
 
 Source: Hoover et al., "Energy transformer" (NeurIPS 2023), arXiv:2302.07253.
