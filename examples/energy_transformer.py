@@ -2,7 +2,8 @@
 
 The tokens are a layer-norm layer, E = E_layer + E_att + E_HN. Attention leaves each token's own key
 out, and the memory, −½ Σ relu(ξ·g)², acts on each token by itself. τ dx/dt = −∂E/∂g is the paper's
-update with a leak −x, which comes with E_layer and keeps the tokens from growing without end.
+update with a leak −x, which comes with E_layer and keeps the tokens from growing without end. The
+leak is a choice: the Euler steps of `WithoutLeak(block)` are those of the paper.
 Prints the energy, and draws it and the network next to this file or to `--out FOLDER`.
 
 Source: Hoover et al., "Energy transformer" (NeurIPS 2023), arXiv:2302.07253.
@@ -27,6 +28,25 @@ class TokenMemory(hl.AbstractSynapse):
 
     def alignment(self, *gs):
         return jnp.sum(jax.vmap(self.memory.alignment)(*gs))
+
+
+class WithoutLeak(hl.AbstractEnergyModel):
+    """The energy of a network's synapses alone: τ dx/dt = −∂E_s/∂g, the paper's update."""
+
+    ham: hl.HAM
+
+    @property
+    def tau(self):
+        return self.ham.tau
+
+    def energy(self, x):
+        return jnp.sum(jnp.stack(list(self.ham.energies(x)["connections"].values())), axis=0)
+
+    def activations(self, x):
+        return self.ham.activations(x)
+
+    def dEdg(self, x):
+        return jax.tree.map(jnp.subtract, self.ham.dEdg(x), x)  # the leak of a layer without bias
 
 
 def energy_transformer(key, tokens=16, dim=32, heads=4, zspace=16, nhid=64, stdinit=0.1):

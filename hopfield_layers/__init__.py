@@ -47,6 +47,7 @@ from .synapses import (
     AbstractSynapse, AttentionSynapse, BiasSynapse, ConvSynapse, DenseSynapse, HiddenSynapse,
     HiddenTensorSynapse, MixerSynapse, SelfAttentionSynapse,
 )
+from .weights import trainable_weights
 # isort: on
 # fmt: on
 
@@ -67,7 +68,7 @@ __all__ = [
     "MixerSynapse", "PiecewiseConstantInterpolation", "PowerLayer", "Relaxation", "ReluLayer",
     "RepuLayer", "RexpLayer", "SelfAttentionSynapse", "SigmoidLayer", "SoftmaxLayer",
     "SparsemaxLayer", "SphericalNormLayer", "TanhLayer", "as_lagrangian", "energy_descent",
-    "make_layer", "newton_krylov", "relax", "solve",
+    "make_layer", "newton_krylov", "relax", "solve", "trainable_weights",
 ]
 # fmt: on
 

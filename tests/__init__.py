@@ -23,6 +23,7 @@ What each file tests:
 | `test_devices` | batches and memories on several devices and in several processes |
 | `test_checkpoints` | training that was interrupted resumes with the same bits |
 | `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
+| `test_weights` | what is trained are the weights, unless more is asked for |
 | `test_floors` | parameters out of their domain act as its edge, and training brings them back |
 
 | the dynamics | |

@@ -69,7 +69,7 @@ ORDER = [
     ["_numerics"],
     ["model"],
     ["lagrangians"],
-    ["layers", "synapses"],
+    ["layers", "synapses", "weights"],
     ["layer_constructors", "network"],
 ]
 DYNAMICS = {"_conversion", "_meshes", "_numerics", "model"}
