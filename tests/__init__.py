@@ -37,6 +37,7 @@ What each file tests:
 | the tools and the house | |
 |---|---|
 | `test_testing` | the laws reject every wrong model of `zoo`, by the right name |
+| `test_checks` | reports name the broken part and law of everything in `zoo_parts` |
 | `test_plotting` | pictures show the right numbers |
 | `test_messages` | wrong arguments are errors that say what to write instead |
 | `test_docs` | docstrings and README run, and name everything that is public |
@@ -47,7 +48,8 @@ What each file tests:
 |---|---|
 | `instances` | one of everything, for the laws to run over |
 | `networks` | chains, binary networks and random ones, which relax |
-| `zoo` | wrong models, with the law that each breaks |
+| `zoo` | wrong Lagrangians and models, with the law that each breaks |
+| `zoo_parts` | likewise synapses, networks and models, for reports |
 | `accuracy` | the exact values, and the errors in ulps |
 | `compiling` | programs optimized as users compile them |
 | `counting` | how often a run evaluates ∂E/∂g |

@@ -1,5 +1,7 @@
 """The laws of layers, networks and models of your own."""
 
+from typing import get_args
+
 import diffrax
 import equinox as eqx
 import jax
@@ -12,8 +14,22 @@ from .._conversion import as_float
 from ..dynamics import energy_descent, EnergyFlow, solve
 from ..dynamics.descent import is_descent
 from ..model import AbstractEnergyModel, Flow, StateLike
-from .bounds import checked_model, energy_bound
-from .verdict import abs_product, check, finite, Laws, Measured, rounding, Violation
+from .bounds import energy_bound, falls_without_end
+from .differences import compared, directions_of, filter_jit, in_float64, jump
+from .kinds import checked_model
+from .verdict import (
+    abs_product,
+    broken_by_errors,
+    check,
+    finite,
+    Laws,
+    Measured,
+    rounding,
+    Violation,
+)
+
+
+_MANY = 32  # rejected steps: the last one is then 1e-19 of the first, if not for accepted ones
 
 
 def assert_energy_bounded(
@@ -36,15 +52,20 @@ def assert_energy_bounded(
         >>> hl.testing.assert_energy_bounded(hl.ExpLayer(2), jnp.zeros(2), bound=-2.0)
     """
     model, x = checked_model(model), jax.tree.map(as_float, x)
-    check(bound_laws(model, x, bound), {"model": model, "x": x})
-
-
-def bound_laws(model: AbstractEnergyModel, x: PyTree, bound: ArrayLike | None = None) -> Laws:
-    """The laws of the energy at x and of batches."""
     bound = energy_bound(model) if bound is None else bound
     if bound is None:
         raise ValueError(f"Expected a bound: none is known for this {type(model).__name__}.")
-    return _bounded(model, x, jnp.asarray(bound))
+    check(bound_laws(model, x, bound), {"model": model, "x": x})
+
+
+def bound_laws(model: AbstractEnergyModel, x: PyTree, bound: ArrayLike | None) -> Laws:
+    """The laws of the energy at x and of batches; without a bound, a search for a fall."""
+    with broken_by_errors():
+        laws = _bounded(model, x, jnp.asarray(-jnp.inf if bound is None else bound))
+        if bound is None:
+            with jax.enable_x64(True):
+                laws["bounded"] = [filter_jit(falls_without_end)(*in_float64((model, x)))]
+    return laws
 
 
 def assert_energy_descends(
@@ -60,8 +81,10 @@ def assert_energy_descends(
 ) -> None:
     """∂E/∂x = H u and dE/dt ≤ 0 at every step of a solve, and E falls from step to step.
 
-    Up to 64 ε of their terms. Controllers other than [`hopfield_layers.energy_descent`][] may miss
-    the descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
+    Up to 64 ε of their terms. ∂E/∂x at x0 is that of central differences of E in float64, so that
+    no custom rule of a derivative is trusted. A solve that rejects every step while dE/dt < 0
+    doesn't descend. Controllers other than [`hopfield_layers.energy_descent`][] may miss the
+    descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
     estimate fails, as at the limit of its stability.
 
     **Arguments:**
@@ -108,10 +131,45 @@ def descent_laws(
     )
     # The laws only read the model and the inputs, so that both flows share one program.
     either = EnergyFlow(model, inputs=field.inputs)
-    return _along(either, ts, xs, rates, relative, absolute) | _time_constants(model)
+    is_cut = (jnp.max(ts) < t1) & (solution.stats["num_rejected_steps"] > _MANY)
+    left = jnp.where(is_cut, t1 - jnp.max(ts), 0.0)
+    laws = _along(either, ts, xs, rates, relative, absolute, left) | _time_constants(model)
+    return laws | slope_laws(either, x0, jax.tree.map(lambda leaf: leaf[-1], xs))
 
 
-class _Local:
+def flow_laws(model: AbstractEnergyModel, x0: PyTree) -> Laws:
+    """`descent_laws` of both flows, by a solver of few stages, which compiles fast."""
+    with broken_by_errors("descent"):
+        state, activation = (
+            descent_laws(model, x0, flow, solver=diffrax.Heun()) for flow in get_args(Flow)
+        )
+    return {law: measured + activation[law] for law, measured in state.items()}
+
+
+def slope_laws(field: EnergyFlow, x: PyTree, y: PyTree) -> Laws:
+    """The laws of the energy's slope at x, and of its path from x to y, by differences."""
+    with jax.enable_x64(True):
+        return _by_differences(*in_float64((field, x, y)))
+
+
+@filter_jit
+def _by_differences(field: EnergyFlow, x: PyTree, y: PyTree) -> Laws:
+    start, unravel = ravel_pytree(x)
+    end, _ = ravel_pytree(y)
+
+    def energy(x):
+        return field.energy(jnp.zeros(()), unravel(x))
+
+    def products(x):
+        return jnp.sum(jnp.abs(x * ravel_pytree(field.model.activations(unravel(x)))[0]))
+
+    names, directions = directions_of(x, start, num_random=2)
+    names = [f"x{name}" if name[:1] != "r" else name for name in names]
+    slopes = compared(lambda x: energy(x)[None], start, names, directions, products(start))
+    return {"slope": slopes, "continuous": [jump(energy, start, end, products)]}
+
+
+class Local:
     """A model at one state: ∂E/∂x is the slope, H u the force, |H| the curvature."""
 
     def __init__(self, field: EnergyFlow, x: PyTree):
@@ -142,16 +200,54 @@ class _Local:
         self.curvature_at_0 = jnp.nan_to_num(jnp.abs(hessians[-1]), nan=0, posinf=0)
         products = jnp.sum(jnp.abs(self.x * self.g)), jnp.sum(jnp.abs(self.x * self.slope))
         self.rounding = rounding(self.x.size, self.energy, *products)  # of the energy
+        # Where an activation leaves the range, so may what is made of it, and ∞ − ∞ is NaN.
+        self.in_range = ~jnp.isinf(jnp.max(jnp.abs(jnp.append(self.x * self.g, self.g)), initial=0))
+
+
+def dtype_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
+    """The law of the dtypes of E, g and u, of a model and states of float32."""
+    like = jax.tree.map(
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if eqx.is_inexact_array(leaf) else leaf
+        ),
+        (model, x),
+    )
+    for name in ("energy", "activations", "dEdg"):
+        with broken_by_errors():
+            results = eqx.filter_eval_shape(lambda m, x, name=name: getattr(m, name)(x), *like)
+        for result in jax.tree.leaves(results):
+            if result.dtype != jnp.float32:
+                raise Violation("dtype", f"{name} gives {result.dtype} for a state in float32.")
+    return {"dtype": [Measured(0.0, 0.0, 1.0, {})]}
+
+
+def repeated_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
+    """The law of jit: E is the same without jit, and again."""
+    with broken_by_errors():
+        jitted, tolerance = _energy_by_jit(model, x)
+        energies = {name: model.energy(x) for name in ("E(x)", "E(x) once more")}
+    measured = [
+        Measured(energy, jitted, tolerance, {"by jit": jitted}, subject=name)
+        for name, energy in energies.items()
+    ]
+    return {"jit": measured}
 
 
 @eqx.filter_jit
+def _energy_by_jit(model: AbstractEnergyModel, x: PyTree) -> tuple[Array, Array]:
+    """E, and what rounding may change in it."""
+    local = Local(EnergyFlow(model), x)
+    return local.energy, local.rounding
+
+
+@filter_jit
 def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     # x between two other samples, on which its results must not depend.
     other = jax.tree.map(lambda x: 1 - x[::-1] / 2 if x.ndim else 1 - x / 2, x)
     batch = jax.tree.map(lambda x, other: jnp.stack([other, x, other]), x, other)
     _check_shapes(model, x, ())
     _check_shapes(model, batch, (3,))
-    local = _Local(EnergyFlow(model), x)
+    local = Local(EnergyFlow(model), x)
     rounding_effect = jnp.sum(abs_product(local.curvature, local.x), axis=1)
     in_batch = []
     for name, fn, alone, tolerance in (
@@ -165,7 +261,11 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     terms = {"E(x)": local.energy, "bound": bound, "g(x)": local.g}
     tolerance = local.rounding + rounding(bound)
     return {
-        "finite": [finite({"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u})],
+        "finite": [
+            finite(
+                {"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u}, is_decided=local.in_range
+            )
+        ],
         "batch": in_batch,
         "bounded": [Measured(local.energy, bound, tolerance, terms, inequality=True)],
     }
@@ -183,12 +283,16 @@ def _check_shapes(model: AbstractEnergyModel, x: PyTree, batch: tuple[int, ...])
             raise Violation("batch", text)
 
 
-@eqx.filter_jit
-def _along(field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: Array) -> Laws:
-    """The laws of the field at each step, and E(xₙ) ≥ E(xₙ₊₁)."""
+@filter_jit
+def _along(
+    field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: Array, left: Array
+) -> Laws:
+    """The laws of the field at each step, and E(xₙ) ≥ E(xₙ₊₁); `left` is the time of a solve cut
+    short.
+    """
 
     def at_step(x_and_rate):
-        local, (rate, _) = _Local(field, x_and_rate[0]), ravel_pytree(x_and_rate[1])
+        local, (rate, _) = Local(field, x_and_rate[0]), ravel_pytree(x_and_rate[1])
         sizes = jnp.abs(local.u) + jnp.abs(local.x) + jnp.abs(local.g)
         size = jnp.sum(abs_product(local.curvature + local.curvature_at_0, sizes), axis=1)
         size += 1 + jnp.max(jnp.abs(local.g), initial=0) + jnp.abs(local.slope)
@@ -196,18 +300,27 @@ def _along(field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: A
         terms = {"x": local.x, "∂E/∂x": local.slope, "u": local.u}
         power, power_tolerance = jnp.sum(local.slope * rate), jnp.sum(tolerance * jnp.abs(rate))
         laws = {
-            "finite": finite(terms | {"H u": local.force}),
+            "finite": finite(terms | {"H u": local.force}, is_decided=local.in_range),
             "drive": Measured(local.slope, local.force, tolerance, terms),
             "dissipation": Measured(0.0, power, power_tolerance, terms | {"dx/dt": rate}, True),
         }
         error = jnp.sum(jnp.abs(local.slope) * (relative * jnp.abs(local.x) + absolute))
-        return laws, local.energy, local.rounding + error
+        return laws, local.energy, local.rounding, error
 
-    laws, energies, errors = jax.lax.map(at_step, (xs, rates))
-    before, after = energies[:-1], energies[1:]
+    laws, energies, roundings, errors = jax.lax.map(at_step, (xs, rates))
+    # No step may lead above any state before it, so that rises below rounding don't add up.
+    allowed = jnp.cumsum(2 * errors) - errors
+    lowest = jax.lax.cummin(energies + roundings - allowed)
+    before, after = lowest[:-1] + allowed[1:], energies[1:]
     terms = {"t": ts[1:], "E(xₙ₊₁)": after}
-    descent = Measured(before, after, errors[1:] + errors[:-1], terms, inequality=True)
-    return {law: [stack.worst()] for law, stack in laws.items()} | {"descent": [descent]}
+    tolerance = roundings[1:] + 0 * allowed[1:]  # undecided where an error is not finite
+    descent = Measured(before, after, tolerance, terms, inequality=True)
+    # A solve out of steps that didn't move although the energy would fall.
+    power, noise = laws["dissipation"].right[-1], roundings[0] + roundings[-1]
+    expected = jnp.where(energies[0] - energies[-1] <= noise, -power * left, 0)
+    terms = {"E(x₀)": energies[0], "t": ts[-1], "dE/dt": power}
+    stuck = Measured(0.0, expected, noise, terms, True, "a solve whose steps are rejected")
+    return {law: [stack.worst()] for law, stack in laws.items()} | {"descent": [descent, stuck]}
 
 
 def _time_constants(model: AbstractEnergyModel) -> Laws:
@@ -221,5 +334,7 @@ def _time_constants(model: AbstractEnergyModel) -> Laws:
     if all(a is b for a, b in zip(*map(jax.tree.leaves, (slower, model)), strict=True)):
         return {}
     taus = zip(*map(jax.tree.leaves, (slower.tau, model.tau)), strict=True)
-    measured = [Measured(slow, 2 * tau, rounding(tau), {"τ": tau}) for slow, tau in taus]
+    measured = [
+        Measured(slow, 2 * tau, rounding(tau), {"τ": jnp.asarray(tau)}) for slow, tau in taus
+    ]
     return {"time constants": measured}

@@ -1,0 +1,233 @@
+"""The laws of a synapse, of its alignment A = −E_s and the derivatives ∂A/∂g."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool
+
+from ..synapses.base import HasEnergy
+from .differences import compared, directions_of, filter_jit, Function, in_float64, jump, size_of
+from .verdict import broken_by_errors, dtypes, Laws, Measured, rounding, Violation
+
+
+Activations = tuple[Array, ...]
+
+
+class Joined(eqx.Module):
+    """A synapse as a function of the layers that it joins, each of them once."""
+
+    synapse: HasEnergy
+    indices: tuple[int, ...] = eqx.field(static=True)
+
+    def energy(self, *gs: Array) -> Array:
+        """−A."""
+        return self.synapse.energy(*(gs[i] for i in self.indices))
+
+
+def dtype_laws(synapse: HasEnergy, shapes: tuple[tuple[int, ...], ...]) -> Laws:
+    """The laws of the shape and the dtype of E_s."""
+    for dtype in dtypes():
+        cast = jax.tree.map(partial(_like, dtype=dtype), synapse)
+        gs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+        with broken_by_errors():
+            energy = eqx.filter_eval_shape(lambda synapse, gs: synapse.energy(*gs), cast, gs)
+        is_array = isinstance(energy, jax.ShapeDtypeStruct)
+        got = f"{energy.dtype}{list(energy.shape)}" if is_array else repr(energy)
+        if not is_array or energy.shape or not jnp.issubdtype(energy.dtype, jnp.floating):
+            raise Violation("scalar", f"E_s(g) is {got}, expected a real scalar.")
+        # Sums in a wider dtype than 16 bits are welcome.
+        if energy.dtype not in (dtype, jnp.promote_types(dtype, jnp.float32)):
+            raise Violation("dtype", f"E_s(g) is {got} for activations in {dtype}.")
+    return {law: [Measured(0.0, 0.0, 1.0, {})] for law in ("scalar", "dtype")}
+
+
+def _like(leaf, dtype):
+    return jax.ShapeDtypeStruct(leaf.shape, dtype) if eqx.is_inexact_array(leaf) else leaf
+
+
+def synapse_laws(synapse: HasEnergy, gs: Activations, others: Activations) -> Laws:
+    """Every law but that of jit at the activations `gs`, and on the way from there to others."""
+    with broken_by_errors():
+        results = _results(synapse, gs)
+        most = float(jnp.finfo(jnp.result_type(*gs)).max)
+        with jax.enable_x64(True):
+            wide = in_float64((synapse, gs, others, results))
+            return _measured(*wide, jnp.asarray(most))
+
+
+def repeated_laws(synapse: HasEnergy, gs: Activations, others: Activations) -> Laws:
+    """The law of jit: A is the same without jit, and again after A of other activations."""
+    with jax.enable_x64(True), broken_by_errors():
+        synapse, gs, others = in_float64((synapse, gs, others))
+        jitted, tolerance = _by_jit(synapse, gs)
+        first, _, again = (-synapse.energy(*each) for each in (gs, others, gs))
+    named = {"A(g)": first, "A(g) once more": again}
+    return {
+        "jit": [
+            Measured(A, jitted, tolerance, {"by jit": jitted}, subject=name)
+            for name, A in named.items()
+        ]
+    }
+
+
+@eqx.filter_jit
+def _results(synapse: HasEnergy, gs: Activations):
+    """A and ∂A/∂g."""
+    return jax.value_and_grad(lambda gs: -synapse.energy(*gs))(gs)
+
+
+class _Flat:
+    """A synapse as a function of one vector, of its parameters and of the activations."""
+
+    def __init__(self, synapse: HasEnergy, gs: Activations):
+        self.parameters, self.static = eqx.partition(synapse, eqx.is_inexact_array)
+        self.values, self.unravel = ravel_pytree((self.parameters, gs))
+        self.is_activation = jnp.arange(self.values.size) >= self.values.size - sum(
+            g.size for g in gs
+        )
+
+    def __call__(self, values: Array) -> Array:
+        parameters, gs = self.unravel(values)
+        return -eqx.combine(parameters, self.static).energy(*gs)
+
+    def slopes(self, values: Array) -> Array:
+        """∂A/∂g, and 0 for the parameters."""
+        return jnp.where(self.is_activation, jax.grad(self)(values), 0)
+
+
+@eqx.filter_jit
+def _by_jit(synapse: HasEnergy, gs: Activations) -> tuple[Array, Array]:
+    """A, and what rounding may change in it."""
+    A = _Flat(synapse, gs)
+    return A(A.values), rounding(size_of(A, A.values))
+
+
+@filter_jit
+def _measured(synapse, gs: Activations, others: Activations, results, most: Array) -> Laws:
+    A = _Flat(synapse, gs)
+    names, directions = directions_of((A.parameters, gs), A.values, num_random=2)
+    count = len(names) - 2 - sum(g.size > 0 for g in gs)
+    *directions, v, w = jnp.where(A.is_activation, directions, 0).at[:count].set(directions[:count])
+    names = [f"θ = {'g' if n[:3] == '[1]' else 'synapse'}{n[3:]}" for n in names[:-2]]
+    slopes = compared(
+        lambda x: A(x)[None], A.values, [*names, "random"], jnp.stack([*directions, v])
+    )
+    # vᵀ S w and wᵀ S v, with S = ∂²A/∂g².
+    along_w = compared(lambda x: v * A.slopes(x), A.values, ["∂A/∂g"], w[None])
+    along_v = compared(lambda x: w * A.slopes(x), A.values, ["∂A/∂g"], v[None])
+    # A step at |g| = 32 changes a product of two activations, a score, by 1. Differences of larger
+    # steps don't show how the slopes of a softmax change with it.
+    largest = jnp.max(jnp.abs(A.values) * A.is_activation)
+    unresolved = jnp.where(largest > 32, jnp.inf, 0.0)
+    along_w, along_v = (
+        [eqx.tree_at(lambda m: m.tolerance, m, m.tolerance + unresolved) for m in measured]
+        for measured in (along_w, along_v)
+    )
+    (vw,), (wv,) = along_w, along_v
+    end, _ = ravel_pytree((A.parameters, others))
+    laws = {
+        "finite": [_finite(A, results, most)],
+        "vmap": _vmap(A, end, v),
+        "symmetric": [Measured(vw.right, wv.right, vw.tolerance + wv.tolerance, {})],
+        "gradient": slopes[count:],
+        "continuous": [jump(A, A.values, end)],
+        "gradients": [*slopes[:count], *along_w, *along_v],
+        "block updates": _convex(synapse, gs, others),
+    }
+    if hasattr(synapse, "alignment"):
+        terms = {"A(g)": synapse.alignment(*gs)}
+        tolerance = rounding(size_of(A, A.values))
+        laws["sign"] = [Measured(-A(A.values), -terms["A(g)"], tolerance, terms)]
+    mask = getattr(synapse, "mask", None)
+    if isinstance(mask, Array) and mask.dtype == bool and mask.shape == _tokens(gs):
+        laws["mask"] = _masked(synapse, mask, gs, others)
+    return laws
+
+
+def _finite(A: _Flat, results, most: Array) -> Measured:
+    """The law that A and ∂A/∂g are finite where float64 gives moderate values, there or beside.
+
+    A value that leaves the range grows to it, and a lone NaN doesn't: nor does an ∞ beyond an edge
+    at which A is moderate still.
+    """
+    near = 2.0**-30 * (1 + jnp.abs(A.values)) * A.is_activation
+    around = A.values + jnp.outer(jnp.array([0, 1, -1]), near)
+    rows = jax.lax.map(lambda x: jnp.append(A.slopes(x), A(x)), around)
+    # Terms that cancel stay in range with a margin.
+    is_moderate = jnp.any(jnp.all(jnp.abs(rows) < jnp.sqrt(most), axis=1))
+    values, _ = ravel_pytree(results)
+    wrong = jnp.sum(~jnp.isfinite(values)) + jnp.sum(~jnp.isfinite(rows[0]))
+
+    def on_the_way(exponent):
+        return jnp.abs(A(jnp.where(A.is_activation, 2.0**exponent * A.values, A.values)))
+
+    def halve(_, ends):
+        middle = (ends[0] + ends[1]) / 2
+        is_finite = jnp.isfinite(on_the_way(middle))
+        return jnp.where(is_finite, jnp.array([middle, ends[1]]), jnp.array([ends[0], middle]))
+
+    edge, _ = jax.lax.fori_loop(0, 60, halve, jnp.array([-1020.0, 0.0]))
+    jumps = ~jnp.isfinite(rows[0, -1]) & (on_the_way(edge) < jnp.finfo(float).max ** 0.5)
+    terms = {"A(g)": results[0], "∂A/∂g": results[1]}
+    return Measured(jnp.where(is_moderate, wrong, 0) + jumps, 0.0, 0.5, terms)
+
+
+def _vmap(A: _Flat, end: Array, v: Array) -> list[Measured]:
+    """A and ∂A/∂g of a sample between two others are those of it alone."""
+    batch = jnp.stack([end, A.values, end])
+    named: dict[str, Function] = {"A(g)": A, "∂A/∂g": lambda x: jnp.sum(v * A.slopes(x))}
+    measured = []
+    for name, fn in named.items():
+        alone, by_vmap = fn(A.values), jax.vmap(fn)(batch)[1]
+        terms, tolerance = {"alone": alone, "by vmap": by_vmap}, rounding(size_of(fn, A.values))
+        measured.append(Measured(by_vmap, alone, tolerance, terms, subject=name))
+    return measured
+
+
+def _convex(synapse: HasEnergy, gs: Activations, others: Activations) -> list[Measured]:
+    """½A(g) + ½A(g′) ≥ A(½g + ½g′) for g and g′ that differ in one layer."""
+    measured = []
+    for i, (g, other) in enumerate(zip(gs, others, strict=True)):
+        ways = [(*gs[:i], each, *gs[i + 1 :]) for each in (g, other, g / 2 + other / 2)]
+        flats = [_Flat(synapse, way) for way in ways]
+        a, b, middle = (flat(flat.values) for flat in flats)
+        noise = rounding(*(size_of(flat, flat.values) for flat in flats))
+        terms = {"A(g)": a, "A(g′)": b, "A(½g + ½g′)": middle}
+        measured.append(Measured(a / 2 + b / 2, middle, noise, terms, True, f"layer {i}"))
+    return measured
+
+
+def _tokens(gs: Activations) -> tuple[int, int]:
+    """The numbers of queries and keys."""
+    (queries, _), (keys, _) = (
+        g.reshape(-1, g.shape[-1] if g.ndim else 1).shape for g in (gs[0], gs[-1])
+    )
+    return queries, keys
+
+
+def _masked(synapse, mask: Bool[Array, "q k"], gs: Activations, others) -> list[Measured]:
+    """A and ∂A/∂g don't depend on a key that the mask leaves out of every query."""
+
+    def without(key):
+        hidden = mask.at[:, key].set(False)
+        if len(gs) == 1:  # where the key is a query too
+            hidden = hidden.at[key].set(False)
+        masked = eqx.tree_at(lambda s: s.mask, synapse, hidden)
+        tokens, changed = (each[-1].reshape(mask.shape[1], -1) for each in (gs, others))
+        tokens = tokens.at[key].set(1e3 + changed[key]).reshape(gs[-1].shape)
+        value, slopes = jax.value_and_grad(lambda gs: -masked.energy(*gs))(gs)
+        changed, new_slopes = jax.value_and_grad(lambda gs: -masked.energy(*gs))((*gs[:-1], tokens))
+        own = slopes[-1].reshape(mask.shape[1], -1)[key]
+        slopes, new_slopes = (ravel_pytree(each)[0] for each in (slopes, new_slopes))
+        return value, changed, slopes, new_slopes, own
+
+    value, changed, slopes, new_slopes, own = jax.lax.map(without, jnp.arange(mask.shape[1]))
+    size = rounding(jnp.max(jnp.abs(slopes)), 1.0)
+    return [
+        Measured(changed, value, rounding(value, 1.0), {}, subject="A(g) with another masked key"),
+        Measured(new_slopes, slopes, size, {}, subject="∂A/∂g with another masked key"),
+        Measured(own, jnp.zeros_like(own), size, {}, subject="∂A/∂g of a masked key"),
+    ]
