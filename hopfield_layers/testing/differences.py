@@ -61,12 +61,13 @@ def difference(
     difference converges slower than h² or not at all, an estimate of the remainder. Where it grows
     as h becomes smaller, by more than the noise, it says nothing.
     """
-    shifts = jnp.concatenate([STEPS, -STEPS])
-    shifted = jax.lax.map(lambda h: fn(at + h * direction), shifts)
-    ups, downs = jnp.split(shifted, 2)
-    h = jnp.expand_dims(STEPS, tuple(range(1, shifted.ndim)))
+    # One program for all of them: each that calls fn is compiled anew.
+    shifts = jnp.concatenate([STEPS, -STEPS, jnp.zeros(1)])
+    *shifted, center = jax.lax.map(lambda h: fn(at + h * direction), shifts)
+    ups, downs = jnp.stack(shifted[: STEPS.size]), jnp.stack(shifted[STEPS.size :])
+    h = jnp.expand_dims(STEPS, tuple(range(1, ups.ndim)))
     coarse, middle, fine = (ups - downs) / (2 * h)
-    _, bend, half_bend = (ups - 2 * fn(at) + downs) / h
+    _, bend, half_bend = (ups - 2 * center + downs) / h
     previous, best = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
     # h f″ vanishes with h, but at a kink the bend stays as it is. Beside a power the error falls as
     # slowly as √h, and the missing part is the sum of a geometric series.
@@ -97,16 +98,37 @@ def compared(
     """
     center, pull = jax.vjp(fn, values)
     (slopes,) = pull(jnp.ones_like(center))
-    noise = rounding(_size(values, center, slopes), cancelled) / STEPS[-1]
+    rows = jnp.broadcast_to(slopes, directions.shape)
+    is_counted = jnp.ones((len(directions), center.size), bool)
+    return compared_slopes(fn, values, names, directions, center, rows, is_counted, cancelled)
 
-    def along(direction):
+
+def compared_slopes(
+    fn: Function,
+    values: Array,
+    names: list[str],
+    directions: Array,
+    center: Array,
+    slopes: Array,
+    is_counted: Array,
+    cancelled: Array | float = 0.0,
+) -> list[Measured]:
+    """`compared` with slopes that are known, a row for each direction: those of the sum of the
+    results that are counted there. `center` are all results at the values.
+    """
+
+    def along(row):
+        direction, slopes, is_counted = row
+        own = jnp.where(is_counted, center, 0)
         # A derivative in another direction may be NaN, and 0 · NaN too.
         terms = jnp.where(direction == 0, 0, slopes * direction)
-        own_noise = noise + rounding(jnp.sum(jnp.abs(terms)))  # of results a step away
-        best, error = difference(fn, values, direction, own_noise)
-        return jnp.sum(terms), jnp.sum(best), jnp.sum(error) + own_noise
+        noise = rounding(_size(values, own, slopes), cancelled) / STEPS[-1]
+        noise += rounding(jnp.sum(jnp.abs(terms)))  # of results a step away
+        best, error = difference(fn, values, direction, noise)
+        best, error = (jnp.sum(jnp.where(is_counted, each, 0)) for each in (best, error))
+        return jnp.sum(terms), best, error + noise
 
-    numbers = jax.lax.map(along, directions)
+    numbers = jax.lax.map(along, (directions, slopes, is_counted))
     each = zip(names, *numbers, strict=True)
     return [Measured(ad, best, tolerance, {}, subject=name) for name, ad, best, tolerance in each]
 

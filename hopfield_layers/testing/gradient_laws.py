@@ -10,7 +10,7 @@ from .._conversion import as_float
 from ..lagrangians import AbstractLagrangian
 from ..model import AbstractEnergyModel, StateLike
 from ..synapses.base import LagrangianLike
-from .differences import compared, directions_of, filter_jit, in_float64
+from .differences import compared_slopes, directions_of, filter_jit, in_float64
 from .kinds import checked_lagrangian
 from .verdict import check, finite, Laws
 
@@ -58,21 +58,36 @@ def _results(model: AbstractEnergyModel | AbstractLagrangian, x: PyTree) -> list
 def _measured(model: AbstractEnergyModel | AbstractLagrangian, x: PyTree) -> Laws:
     parameters, static = eqx.partition(model, eqx.is_inexact_array)
 
-    def weighted(values, unravel, count):
-        parameters, x = unravel(values)
-        results, _ = ravel_pytree(_results(eqx.combine(parameters, static), x)[:count])
-        # With different weights no two derivatives cancel in the sum of the results.
-        return (1 + jnp.cos(jnp.arange(results.size, dtype=results.dtype))) * results
-
     values, unravel = ravel_pytree((parameters, x))
+
+    def weighted(values):
+        parameters, x = unravel(values)
+        results = _results(eqx.combine(parameters, static), x)
+        first, others = (ravel_pytree(each)[0] for each in results)
+        # With different weights no two derivatives cancel in the sum of the results.
+        weights = 1 + jnp.cos(jnp.arange(first.size + others.size, dtype=first.dtype))
+        return first * weights[: first.size], others * weights[first.size :]
+
+    def everything(values):
+        return jnp.concatenate(weighted(values))
+
+    center, pull = jax.vjp(weighted, values)
+    # Derivatives by x of what may have none aren't formed, as 0 · NaN would be NaN.
+    by_state = jax.grad(lambda values: jnp.sum(weighted(values)[0]))(values)
+    (by_parameters,) = pull(jax.tree.map(jnp.ones_like, center))
     names, directions = directions_of((parameters, x), values)
     names = [f"θ = {'x' if name[:3] == '[1]' else 'model'}{name[3:]}" for name in names]
-    count = len(names) - sum(name.startswith("θ = x") for name in names)
-    measured = compared(
-        lambda v: weighted(v, unravel, 2), values, names[:count], directions[:count]
-    )
-    by_x = compared(lambda v: weighted(v, unravel, 1), values, names[count:], directions[count:])
+    is_state = jnp.array([[name.startswith("θ = x")] for name in names])
+    first, others = center
     return {
-        "finite": [finite({"f": weighted(values, unravel, 2)})],
-        "gradients": [*measured, *by_x],
+        "finite": [finite({"f": first})],
+        "gradients": compared_slopes(
+            everything,
+            values,
+            names,
+            directions,
+            jnp.concatenate(center),
+            jnp.where(is_state, by_state, by_parameters),
+            (jnp.arange(first.size + others.size) < first.size) | ~is_state,
+        ),
     }

@@ -117,24 +117,35 @@ def descent_laws(
         controller = energy_descent(diffrax.PIDController(rtol=1e-3, atol=1e-6), field)
     if t1 is None:
         t1 = 10 * max(float(jnp.max(tau)) for tau in jax.tree.leaves(model.tau))
-    options = {"max_steps": 256} | options | {"stepsize_controller": controller, "flow": flow}
-    options |= {"saveat": diffrax.SaveAt(t0=True, steps=True), "throw": False}
-    solution = solve(model, x0, t1, **options)  # pyright: ignore[reportArgumentType]
+    options = {"max_steps": 256} | options | {"stepsize_controller": controller}
+    # Numbers of Python's would be compiled in.
+    times = jax.tree.map(jnp.asarray, {"t1": t1, "dt0": options.pop("dt0", None)})
+    steps, end = _solved(field, x0, times, options)
+    # The laws only read the model and the inputs, so that both flows share one program.
+    either = EnergyFlow(model, inputs=field.inputs)
+    return _along(either, *steps) | _time_constants(model) | slope_laws(either, x0, end)
+
+
+@filter_jit
+def _solved(field: EnergyFlow, x0: PyTree, times: dict[str, Array | None], options: dict):
+    """The times, states, rates and tolerances of a solve's steps, the time that was left at the
+    last rejected ones, and the end.
+    """
+    options |= {"saveat": diffrax.SaveAt(t0=True, steps=True), "throw": False, "flow": field.flow}
+    solution = solve(field.model, x0, **times, **options)
     assert solution.ts is not None
     # The padding after the last step is filled with copies of it.
     indices = jnp.minimum(jnp.arange(solution.ts.size), jnp.sum(jnp.isfinite(solution.ts)) - 1)
     ts, xs = jax.tree.map(lambda leaf: leaf[indices], (solution.ts, solution.ys))
-    rates = eqx.filter_jit(jax.lax.map)(eqx.Partial(field, jnp.zeros(())), xs)
+    rates = jax.lax.map(eqx.Partial(field, jnp.zeros(())), xs)
+    controller = options["stepsize_controller"]
     relative, absolute = (
         jnp.asarray(0.0 if is_descent(controller) else getattr(controller, name, 0.0))
         for name in ("rtol", "atol")
     )
-    # The laws only read the model and the inputs, so that both flows share one program.
-    either = EnergyFlow(model, inputs=field.inputs)
-    is_cut = (jnp.max(ts) < t1) & (solution.stats["num_rejected_steps"] > _MANY)
-    left = jnp.where(is_cut, t1 - jnp.max(ts), 0.0)
-    laws = _along(either, ts, xs, rates, relative, absolute, left) | _time_constants(model)
-    return laws | slope_laws(either, x0, jax.tree.map(lambda leaf: leaf[-1], xs))
+    is_cut = (ts[-1] < times["t1"]) & (solution.stats["num_rejected_steps"] > _MANY)
+    left = jnp.where(is_cut, times["t1"] - ts[-1], 0.0)
+    return (ts, xs, rates, relative, absolute, left), jax.tree.map(lambda leaf: leaf[-1], xs)
 
 
 def flow_laws(model: AbstractEnergyModel, x0: PyTree) -> Laws:
@@ -224,20 +235,13 @@ def dtype_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
 def repeated_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
     """The law of jit: E is the same without jit, and again."""
     with broken_by_errors():
-        jitted, tolerance = _energy_by_jit(model, x)
+        (by_jit,) = _bounded(model, x, jnp.asarray(-jnp.inf))["bounded"]
         energies = {name: model.energy(x) for name in ("E(x)", "E(x) once more")}
     measured = [
-        Measured(energy, jitted, tolerance, {"by jit": jitted}, subject=name)
+        Measured(energy, by_jit.left, by_jit.tolerance, {"by jit": by_jit.left}, subject=name)
         for name, energy in energies.items()
     ]
     return {"jit": measured}
-
-
-@eqx.filter_jit
-def _energy_by_jit(model: AbstractEnergyModel, x: PyTree) -> tuple[Array, Array]:
-    """E, and what rounding may change in it."""
-    local = Local(EnergyFlow(model), x)
-    return local.energy, local.rounding
 
 
 @filter_jit
@@ -259,7 +263,7 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
         in_batch.append(Measured(flat.reshape(alone.shape), alone, tolerance, {}, subject=name))
     bound = bound.astype(local.energy.dtype)
     terms = {"E(x)": local.energy, "bound": bound, "g(x)": local.g}
-    tolerance = local.rounding + rounding(bound)
+    tolerance = local.rounding + jnp.where(jnp.isfinite(bound), rounding(bound), 0)
     return {
         "finite": [
             finite(
