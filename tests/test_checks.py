@@ -19,7 +19,7 @@ from hopfield_layers.testing.rest_laws import rest_laws
 from hopfield_layers.testing.verdict import excesses
 
 from . import zoo, zoo_parts
-from .instances import HAMS, SYNAPSES
+from .instances import BOUNDS, HAMS, NETWORKS, SYNAPSES, TEMPLATES
 
 
 # beartype picks the items that it checks with the random module.
@@ -39,7 +39,16 @@ def test_right_synapses(name):
 
 @pytest.mark.parametrize("name", HAMS)
 def test_right_networks(name):
-    report = check_network(HAMS[name], max_examples=20)
+    bound = BOUNDS[name](HAMS[name]) if name in BOUNDS else None
+    report = check_network(HAMS[name], bound=bound, max_examples=20)
+    assert report.ok, report
+    assert not report.notes  # a bound is known
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_right_models(name):
+    bound = BOUNDS[name](NETWORKS[name]) if name in BOUNDS else None
+    report = check_model(NETWORKS[name], TEMPLATES[name], bound=bound, max_examples=20)
     assert report.ok, report
 
 

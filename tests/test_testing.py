@@ -29,6 +29,7 @@ from hopfield_layers.testing import (
 from hopfield_layers.testing.strategies import KINDS
 
 from . import zoo, zoo_parts
+from .instances import SYNAPSES
 
 
 # beartype picks the items that it checks with the random module.
@@ -138,6 +139,18 @@ def test_assumptions_of_the_bounds(kind):
         assert np.all(jax.vmap(lagrangian.activation)(jnp.abs(h)) >= 0)
         values, at_absolutes = (jax.vmap(lagrangian)(x) for x in (h, jnp.abs(h)))
         assert np.all(values <= at_absolutes + 1e-12)
+
+
+@pytest.mark.parametrize("name", SYNAPSES)
+def test_bounds_of_synapses(name):
+    synapse = SYNAPSES[name]
+    layers = {f"x{i}": hl.TanhLayer(shape) for i, shape in enumerate(synapse.shapes)}
+    bound = energy_bound(hl.HAM(layers, {"s": synapse}, [(tuple(layers), "s")]))
+    assert bound is not None
+    # Where tanh units may be, whose own energy is at least 0, and in the corners above all.
+    rng = np.random.default_rng(0)
+    gs = [jnp.asarray(rng.choice([-1, -0.3, 0, 1], (200, *shape))) for shape in synapse.shapes]
+    assert np.all(jax.vmap(synapse.energy)(*gs) >= bound - 1e-12)
 
 
 def test_there_is_no_bound_for_unknown_synapses():
