@@ -81,12 +81,14 @@ def difference(
     return best, jnp.abs(best - previous) + jnp.abs(2 * half_bend - bend) + series
 
 
-def size_of(fn: Function, values: Array) -> Array:
-    """The size of the terms of a scalar function, as its value and its slopes show it."""
-    return _size(values, *jax.value_and_grad(fn)(values))
+def value_and_size(fn: Function, values: Array) -> tuple[Array, Array]:
+    """A scalar function, and the size of its terms as its value and its slopes show it."""
+    value, slopes = jax.value_and_grad(fn)(values)
+    return value, size_by(values, value, slopes)
 
 
-def _size(values: Array, results: Array, slopes: Array) -> Array:
+def size_by(values: Array, results: Array, slopes: Array) -> Array:
+    """The size of the terms of results at `values`, with the slopes of their sum."""
     # Rounding the arguments changes the results too; a derivative that is NaN explains nothing.
     effect = jnp.nan_to_num(jnp.abs(values * slopes), nan=0, posinf=jnp.inf)
     return jnp.sum(jnp.abs(results)) + jnp.sum(effect) + values.size
@@ -125,7 +127,7 @@ def compared_slopes(
         own = jnp.where(is_counted, center, 0)
         # A derivative in another direction may be NaN, and 0 · NaN too.
         terms = jnp.where(direction == 0, 0, slopes * direction)
-        noise = rounding(_size(values, own, slopes), cancelled) / STEPS[-1]
+        noise = rounding(size_by(values, own, slopes), cancelled) / STEPS[-1]
         noise += rounding(jnp.sum(jnp.abs(terms)))  # of results a step away
         best, error = difference(fn, values, direction, noise)
         best, error = (jnp.sum(jnp.where(is_counted, each, 0)) for each in (best, error))

@@ -332,7 +332,9 @@ def _time_constants(model: AbstractEnergyModel) -> Laws:
 
     def doubled(path, leaf):
         name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
-        return 2 * leaf if name == "tau" and eqx.is_inexact_array_like(leaf) else leaf
+        # Equinox's is_inexact_array_like raises an error for a tracer of vmap.
+        is_number = eqx.is_inexact_array(leaf) or isinstance(leaf, float)
+        return 2 * leaf if name == "tau" and is_number else leaf
 
     slower = jax.tree_util.tree_map_with_path(doubled, model)
     if all(a is b for a, b in zip(*map(jax.tree.leaves, (slower, model)), strict=True)):

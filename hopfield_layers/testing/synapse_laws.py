@@ -9,7 +9,15 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
 from ..synapses.base import HasEnergy
-from .differences import compared, directions_of, filter_jit, Function, in_float64, jump, size_of
+from .differences import (
+    compared,
+    directions_of,
+    filter_jit,
+    in_float64,
+    jump,
+    size_by,
+    value_and_size,
+)
 from .verdict import broken_by_errors, dtypes, Laws, Measured, rounding, Violation
 
 
@@ -102,7 +110,8 @@ class _Flat:
 def _by_jit(synapse: HasEnergy, gs: Activations) -> tuple[Array, Array]:
     """A, and what rounding may change in it."""
     A = _Flat(synapse, gs)
-    return A(A.values), rounding(size_of(A, A.values))
+    value, size = value_and_size(A, A.values)
+    return value, rounding(size)
 
 
 @filter_jit
@@ -115,18 +124,18 @@ def _measured(synapse, gs: Activations, others: Activations, results, most: Arra
     slopes = compared(
         lambda x: A(x)[None], A.values, [*names, "random"], jnp.stack([*directions, v])
     )
+
+    def second(pair):
+        return compared(lambda x: pair[0] * A.slopes(x), A.values, ["∂A/∂g"], pair[1][None])[0]
+
     # vᵀ S w and wᵀ S v, with S = ∂²A/∂g².
-    along_w = compared(lambda x: v * A.slopes(x), A.values, ["∂A/∂g"], w[None])
-    along_v = compared(lambda x: w * A.slopes(x), A.values, ["∂A/∂g"], v[None])
+    both = jax.lax.map(second, (jnp.stack([v, w]), jnp.stack([w, v])))
     # A step at |g| = 32 changes a product of two activations, a score, by 1. Differences of larger
     # steps don't show how the slopes of a softmax change with it.
     largest = jnp.max(jnp.abs(A.values) * A.is_activation)
     unresolved = jnp.where(largest > 32, jnp.inf, 0.0)
-    along_w, along_v = (
-        [eqx.tree_at(lambda m: m.tolerance, m, m.tolerance + unresolved) for m in measured]
-        for measured in (along_w, along_v)
-    )
-    (vw,), (wv,) = along_w, along_v
+    both = eqx.tree_at(lambda m: m.tolerance, both, both.tolerance + unresolved)
+    vw, wv = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
     end, _ = ravel_pytree((A.parameters, others))
     laws = {
         "finite": [_finite(A, results, most)],
@@ -134,13 +143,13 @@ def _measured(synapse, gs: Activations, others: Activations, results, most: Arra
         "symmetric": [Measured(vw.right, wv.right, vw.tolerance + wv.tolerance, {})],
         "gradient": slopes[count:],
         "continuous": [jump(A, A.values, end)],
-        "gradients": [*slopes[:count], *along_w, *along_v],
-        "block updates": _convex(synapse, gs, others),
+        "gradients": [*slopes[:count], vw, wv],
+        "block updates": _convex(A, gs, others),
     }
     if hasattr(synapse, "alignment"):
         terms = {"A(g)": synapse.alignment(*gs)}
-        tolerance = rounding(size_of(A, A.values))
-        laws["sign"] = [Measured(-A(A.values), -terms["A(g)"], tolerance, terms)]
+        value, size = value_and_size(A, A.values)
+        laws["sign"] = [Measured(-value, -terms["A(g)"], rounding(size), terms)]
     mask = getattr(synapse, "mask", None)
     if isinstance(mask, Array) and mask.dtype == bool and mask.shape == _tokens(gs):
         laws["mask"] = _masked(synapse, mask, gs, others)
@@ -155,7 +164,12 @@ def _finite(A: _Flat, results, most: Array) -> Measured:
     """
     near = 2.0**-30 * (1 + jnp.abs(A.values)) * A.is_activation
     around = A.values + jnp.outer(jnp.array([0, 1, -1]), near)
-    rows = jax.lax.map(lambda x: jnp.append(A.slopes(x), A(x)), around)
+
+    def results_at(x):
+        value, slopes = jax.value_and_grad(A)(x)
+        return jnp.append(jnp.where(A.is_activation, slopes, 0), value)
+
+    rows = jax.lax.map(results_at, around)
     # Terms that cancel stay in range with a margin.
     is_moderate = jnp.any(jnp.all(jnp.abs(rows) < jnp.sqrt(most), axis=1))
     values, _ = ravel_pytree(results)
@@ -177,26 +191,39 @@ def _finite(A: _Flat, results, most: Array) -> Measured:
 
 def _vmap(A: _Flat, end: Array, v: Array) -> list[Measured]:
     """A and ∂A/∂g of a sample between two others are those of it alone."""
-    batch = jnp.stack([end, A.values, end])
-    named: dict[str, Function] = {"A(g)": A, "∂A/∂g": lambda x: jnp.sum(v * A.slopes(x))}
+
+    def results_at(x):
+        value, slopes = jax.value_and_grad(A)(x)
+        return jnp.stack([value, jnp.sum(jnp.where(A.is_activation, v * slopes, 0))])
+
+    alone, pull = jax.vjp(results_at, A.values)
+    by_vmap = jax.vmap(results_at)(jnp.stack([end, A.values, end]))[1]
     measured = []
-    for name, fn in named.items():
-        alone, by_vmap = fn(A.values), jax.vmap(fn)(batch)[1]
-        terms, tolerance = {"alone": alone, "by vmap": by_vmap}, rounding(size_of(fn, A.values))
-        measured.append(Measured(by_vmap, alone, tolerance, terms, subject=name))
+    for i, name in enumerate(("A(g)", "∂A/∂g")):
+        (slopes,) = pull(jnp.eye(2)[i])
+        tolerance = rounding(size_by(A.values, alone[i], slopes))
+        terms = {"alone": alone[i], "by vmap": by_vmap[i]}
+        measured.append(Measured(by_vmap[i], alone[i], tolerance, terms, subject=name))
     return measured
 
 
-def _convex(synapse: HasEnergy, gs: Activations, others: Activations) -> list[Measured]:
+def _convex(A: _Flat, gs: Activations, others: Activations) -> list[Measured]:
     """½A(g) + ½A(g′) ≥ A(½g + ½g′) for g and g′ that differ in one layer."""
+    ways = [
+        (*gs[:i], each, *gs[i + 1 :])
+        for i, (g, other) in enumerate(zip(gs, others, strict=True))
+        for each in (g, other, g / 2 + other / 2)
+    ]
+    states = jnp.stack([ravel_pytree((A.parameters, way))[0] for way in ways])
+    values, sizes = jax.lax.map(lambda x: value_and_size(A, x), states)
     measured = []
-    for i, (g, other) in enumerate(zip(gs, others, strict=True)):
-        ways = [(*gs[:i], each, *gs[i + 1 :]) for each in (g, other, g / 2 + other / 2)]
-        flats = [_Flat(synapse, way) for way in ways]
-        a, b, middle = (flat(flat.values) for flat in flats)
-        noise = rounding(*(size_of(flat, flat.values) for flat in flats))
+    for i, (triple, size) in enumerate(
+        zip(values.reshape(-1, 3), sizes.reshape(-1, 3), strict=True)
+    ):
+        a, b, middle = triple
         terms = {"A(g)": a, "A(g′)": b, "A(½g + ½g′)": middle}
-        measured.append(Measured(a / 2 + b / 2, middle, noise, terms, True, f"layer {i}"))
+        average, noise = a / 2 + b / 2, rounding(jnp.sum(size))
+        measured.append(Measured(average, middle, noise, terms, True, f"layer {i}"))
     return measured
 
 
