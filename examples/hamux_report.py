@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
-import hamux
+import hamux  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
 

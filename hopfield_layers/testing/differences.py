@@ -128,7 +128,7 @@ def compared_slopes(
         # A derivative in another direction may be NaN, and 0 · NaN too.
         terms = jnp.where(direction == 0, 0, slopes * direction)
         noise = rounding(size_by(values, own, slopes), cancelled) / STEPS[-1]
-        noise += rounding(jnp.sum(jnp.abs(terms)))  # of results a step away
+        noise += rounding(jnp.nansum(jnp.abs(terms)))  # of results a step away
         best, error = difference(fn, values, direction, noise)
         best, error = (jnp.sum(jnp.where(is_counted, each, 0)) for each in (best, error))
         return jnp.sum(terms), best, error + noise
