@@ -9,7 +9,7 @@ What each file tests:
 | the mathematics | |
 |---|---|
 | `test_accuracy` | L, g and E of every Lagrangian are within a few ulps of mpmath |
-| `test_laws` | the laws of `hopfield_layers.testing` hold for every instance |
+| `test_laws` | the laws of `hopfield_layers.testing` hold for every Lagrangian and layer |
 | `test_reference` | the numbers are those of HAMUX 0.1.0, the system that this library ports |
 | `test_energy_transformer` | the example's block is that of the paper |
 | `test_retrieval` | memories retrieve as much as was published |
@@ -37,7 +37,7 @@ What each file tests:
 | the tools and the house | |
 |---|---|
 | `test_testing` | the laws reject every wrong model of `zoo`, by the right name |
-| `test_checks` | reports name the broken part and law of everything in `zoo_parts` |
+| `test_checks` | reports find every synapse, network and model right, and `zoo_parts` wrong |
 | `test_plotting` | pictures show the right numbers |
 | `test_messages` | wrong arguments are errors that say what to write instead |
 | `test_docs` | docstrings and README run, and name everything that is public |
