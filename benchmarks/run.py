@@ -21,6 +21,8 @@ BENCHMARKS = {
     "start": "7. Start-up",
     "slow_sample": "8. The slow sample",
     "solves": "9. Solutions and their gradients",
+    "memories": "10. Large memories",
+    "devices": "11. Several devices",
 }
 README = pathlib.Path(__file__).parent / "README.md"
 HEADING = "## Results"

@@ -28,6 +28,7 @@ class AbstractEnergyModel(eqx.Module):
     | `model.tau` | τ > 0 in units of t, a tree of numbers that is a prefix of x |
     | `model.coupled(held)` | optional: the units whose activation depends on a unit of `held` |
     | `model.blocks()` | optional: which arrays [`hopfield_layers.BlockUpdates`][] move together |
+    | `model.energy_and_dEdg(x)` | optional: both, if that is less work than one after the other |
     | `model.synaptic_slopes(g)` | optional: ∂E_s/∂g = u − z of one sample, for faster gradients |
 
     The state is any tree of arrays. L must be a sum of convex functions, one of each array: then E

@@ -149,6 +149,12 @@ class HAM(AbstractEnergyModel):
         states = self._checked(xs)
         return _in_dtypes_of(states, self._over_samples(self._drive, states))
 
+    def energy_and_dEdg(self, xs: NamedArrays) -> tuple[Float[Array, "*batch"], State]:
+        """The energy and ∂E/∂g, in one pass over the patterns of large memories."""
+        states = self._checked(xs)
+        energy, drive = self._over_samples(self._energy_and_drive, states)
+        return energy.astype(jnp.result_type(*states.values())), _in_dtypes_of(states, drive)
+
     def coupled(self, held: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
         """The units whose activation depends on a unit of `held`, which may leave out layers."""
         _check_known("no layer", held, self._order)
@@ -168,11 +174,7 @@ class HAM(AbstractEnergyModel):
 
     def synaptic_slopes(self, gs: State) -> State:
         """∂E_s/∂g of each layer, as a function of the activations of one sample."""
-
-        def synaptic_energy(gs):
-            return sum(self._connection_energies(gs).values(), 0.0)
-
-        return jax.grad(synaptic_energy)(gs)
+        return self._slopes_and_energies(gs)[0]
 
     def init_states(
         self, bs: SupportsIndex | None = None, rng: PRNGKeyArray | None = None
@@ -211,15 +213,31 @@ class HAM(AbstractEnergyModel):
         return {name: layer._activation(xs[name]) for name, layer in self.layers.items()}
 
     def _energies(self, xs: State) -> dict[str, dict[str, Array]]:
+        return self._with_layers(xs, self._connection_energies(self._activations(xs)))
+
+    def _with_layers(self, xs: State, connections: dict[str, Array]) -> dict[str, dict[str, Array]]:
         layers = {name: layer._energy(xs[name]) for name, layer in self.layers.items()}
-        return {"layers": layers, "connections": self._connection_energies(self._activations(xs))}
+        return {"layers": layers, "connections": connections}
 
     def _energy(self, xs: State) -> Array:
-        return functools.reduce(jnp.add, jax.tree.leaves(self._energies(xs)))
+        return _total(self._energies(xs))
 
     def _drive(self, xs: State) -> State:
-        slopes = self.synaptic_slopes(self._activations(xs))
-        return {name: layer._drive(xs[name]) + slopes[name] for name, layer in self.layers.items()}
+        return self._energy_and_drive(xs)[1]
+
+    def _energy_and_drive(self, xs: State) -> tuple[Array, State]:
+        slopes, connections = self._slopes_and_energies(self._activations(xs))
+        drive = {name: layer._drive(xs[name]) + slopes[name] for name, layer in self.layers.items()}
+        return _total(self._with_layers(xs, connections)), drive
+
+    def _slopes_and_energies(self, gs: State) -> tuple[State, dict[str, Array]]:
+        """∂E_s/∂g of each layer, and the energy of each connection."""
+
+        def synaptic_energy(gs: State) -> tuple[Array | float, dict[str, Array]]:
+            energies = self._connection_energies(gs)
+            return sum(energies.values(), 0.0), energies
+
+        return jax.grad(synaptic_energy, has_aux=True)(gs)
 
     def _connection_energies(self, gs: State) -> dict[str, Array]:
         energies = {}
@@ -237,6 +255,10 @@ class HAM(AbstractEnergyModel):
         for _, synapse, name in self.connections:
             lines.append(f"connection {name}: {type(self.synapses[synapse]).__name__}")
         return "\n  ".join(lines)
+
+
+def _total(energies: dict[str, dict[str, Array]]) -> Array:
+    return functools.reduce(jnp.add, jax.tree.leaves(energies))
 
 
 def _in_dtypes_of(states: State, results: State) -> State:

@@ -18,7 +18,10 @@ What each file tests:
 |---|---|
 | `test_layers` | layers: constructors, shapes, dtypes, biases and errors |
 | `test_synapses` | synapses: formulas, derivatives, masks, weights and errors |
+| `test_memories` | blocks give the same as all patterns at once, in any dtype, in little memory |
 | `test_network` | networks: energies, gradients, dynamics and errors |
+| `test_devices` | batches and memories on several devices and in several processes |
+| `test_checkpoints` | training that was interrupted resumes with the same bits |
 | `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
 | `test_floors` | parameters out of their domain act as its edge, and training brings them back |
 
@@ -54,5 +57,6 @@ What each file tests:
 | `compiling` | programs optimized as users compile them |
 | `counting` | how often a run evaluates ∂E/∂g |
 | `solutions` | the saved states and times of a solution |
+| `devices` | what `test_devices` runs on eight devices |
 | `wrong_calls` | calls that pyright must flag; `.ci/check_wrong_calls.py` checks that it does |
 """

@@ -20,12 +20,11 @@ def with_dtype(tree: _T, dtype) -> _T:
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def chain(scale: float) -> hl.HAM:
-    """Five tanh layers, each joined to the next by weights of size scale·(ab)^(−1/4)."""
-    sizes = (100, 80, 60, 40, 10)
+def chain(scale: float, sizes: tuple[int, ...] = (100, 80, 60, 40, 10)) -> hl.HAM:
+    """Tanh layers, each joined to the next by weights of size scale·(ab)^(−1/4)."""
     layers = {f"layer{i}": hl.TanhLayer(size) for i, size in enumerate(sizes)}
     synapses, connections = {}, []
-    for i, key in enumerate(jr.split(jr.key(0), 4)):
+    for i, key in enumerate(jr.split(jr.key(0), len(sizes) - 1)):
         a, b = sizes[i : i + 2]
         W = scale * (a * b) ** -0.25 * jr.normal(key, (a, b))
         synapses[f"W{i}"] = hl.DenseSynapse((a, b), W=W)

@@ -81,11 +81,55 @@ def test_a_grid_against_the_closed_form():
     decay, half = np.exp(-1), np.exp(-0.5)
     weights = np.array([(1 - decay) * decay * half, (1 - decay) * half, 1 - half])
     x = 0.3 * decay**2 * half + weights @ np.asarray(ys)
-    np.testing.assert_allclose(end(*arguments), x, rtol=1e-8)
-    by_x0, by_ys, by_t1 = jax.grad(end, (0, 1, 2))(*arguments)
+    computed, (by_x0, by_ys, by_t1) = jax.jit(jax.value_and_grad(end, (0, 1, 2)))(*arguments)
+    np.testing.assert_allclose(computed, x, rtol=1e-8)
     np.testing.assert_allclose(by_x0, [decay**2 * half, 0], rtol=1e-7, atol=1e-12)
     np.testing.assert_allclose(by_ys, weights, rtol=1e-7)
     np.testing.assert_allclose(by_t1, ys[2] - x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [{}, CONSTANT], ids=["adaptive", "constant"])
+@pytest.mark.parametrize("kind", ["grid", "function", "triangle"])
+def test_derivatives_by_the_times(kind, steps):
+    def end(s):
+        inputs = {
+            "grid": lambda: hl.PiecewiseConstantInterpolation(jnp.array([0.0, 1.0]) * s, YS[:2]),
+            "function": lambda: hl.InputsWithJumps(lambda t: 1e3 * (t >= s), s[None]),
+            "triangle": lambda: diffrax.LinearInterpolation(jnp.array([0, s, 1]), YS),
+        }[kind]()
+        tools = {"stepsize_controller": diffrax.PIDController(rtol=1e-10, atol=1e-12)} | steps
+        return saved(hl.solve(LAYER, jnp.ones(2), 1.0, inputs=inputs, **tools))[-1, 0]
+
+    s = 0.4  # where the input jumps to 1000, or bends there on its way to 0
+    jump = -np.exp(s - 1)
+    bend = (1 - (2 - s) * np.exp(s - 1)) / (1 - s) ** 2
+    bend -= ((s - 1) * np.exp(s) + 1) / (np.e * s**2)
+    expected = 1e3 * (bend if kind == "triangle" else jump)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(end))(jnp.array(s)), expected, rtol=1e-4 if steps else 1e-7
+    )
+
+
+@pytest.mark.parametrize("kind", ["grid", "function", "linear", "steps", "saves"])
+def test_times_are_converted_to_the_dtype_of_the_solve(kind):
+    # 0.7 is less in float32 than in float64: none of these must end there.
+    ts, ones = jnp.array([0.0, 0.35, 0.7]), jnp.ones(3)
+    options = {
+        "grid": lambda: {"inputs": hl.PiecewiseConstantInterpolation(ts, ones)},
+        "function": lambda: {"inputs": hl.InputsWithJumps(jnp.ones_like, ts)},
+        "linear": lambda: {"inputs": diffrax.LinearInterpolation(ts, ones)},
+        "steps": lambda: {"stepsize_controller": diffrax.StepTo(jnp.linspace(0, 0.7, 30))},
+        "saves": lambda: {"saveat": diffrax.SaveAt(ts=ts)},
+    }[kind]()
+    solution = hl.solve(LAYER, jnp.zeros(2, jnp.float32), 0.7, **({"inputs": 1.0} | options))
+    assert saved(solution).dtype == jnp.float32
+    np.testing.assert_allclose(saved(solution)[-1], 1 - np.exp(-0.7), rtol=1e-5)
+
+
+def test_no_jumps():
+    inputs = hl.InputsWithJumps(jnp.ones_like, jnp.array([]))
+    solution = hl.solve(LAYER, jnp.zeros(2), 1.0, inputs=inputs)
+    np.testing.assert_allclose(saved(solution)[-1], 1 - np.exp(-1), rtol=1e-5)
 
 
 def test_networks_may_leave_out_layers():
@@ -121,8 +165,10 @@ def test_any_path_of_diffrax():
         (lambda: hl.PiecewiseConstantInterpolation(TS, jnp.zeros((3, 5))), {}, r"shape \(5,\)"),
         (lambda: hl.PiecewiseConstantInterpolation(TS, {"x": YS}), {}, "structure"),
         (lambda: hl.InputsWithJumps(lambda t: t, jnp.array([jnp.nan])), {}, "finite jump_ts"),
+        (lambda: hl.InputsWithJumps(lambda t: t, jnp.array(1.0)), {}, "one axis"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_input(inputs, options, error):
     with pytest.raises(ValueError, match=error):
         hl.solve(LAYER, jnp.zeros(2), **({"t1": 10.0} | options), inputs=inputs())

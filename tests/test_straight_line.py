@@ -1,5 +1,7 @@
 """Unrolled Runge–Kutta steps are those of diffrax's own solvers, and so are their derivatives."""
 
+import functools as ft
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -67,14 +69,39 @@ def test_steps_and_dense_outputs(name):
     assert_same(ours.derivative(1.234), theirs.derivative(1.234))
 
 
+class RK4(diffrax.AbstractERK):
+    """A user's own method, which has no error estimate."""
+
+    tableau = diffrax.ButcherTableau(
+        a_lower=(np.array([0.5]), np.array([0, 0.5]), np.array([0, 0, 1.0])),
+        b_sol=np.array([1, 2, 2, 1]) / 6,
+        b_error=np.zeros(4),
+        c=np.array([0.5, 0.5, 1]),
+    )
+    interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+
+    def order(self, terms):
+        return 4
+
+
+def test_a_method_without_an_error_estimate():
+    steps = diffrax.ConstantStepSize()
+    ours, theirs = (solution(s, stepsize_controller=steps) for s in (straight_line(RK4()), RK4()))
+    assert isinstance(straight_line(RK4()), StraightLine)
+    assert_same(saved(ours), saved(theirs))
+
+
 @pytest.mark.parametrize("name", ["Heun", "Tsit5", "Dopri8"])
 def test_derivatives(name):
     solver = SOLVERS[name]()
 
-    def end(solver, y0, args):
+    def end(y0, args, solver):
         return jnp.sum(saved(solution(solver, y0, args))["a"])
 
-    ours, theirs = (jax.grad(end, (1, 2))(s, Y0, 1.0) for s in (straight_line(solver), solver))
+    ours, theirs = (
+        jax.jit(jax.grad(ft.partial(end, solver=s), (0, 1)))(Y0, 1.0)
+        for s in (straight_line(solver), solver)
+    )
     assert_same(ours, theirs, rtol=1e-9)
 
 
@@ -88,7 +115,7 @@ def test_adjoints(adjoint):
 
     derivative = jax.jacfwd if isinstance(adjoint, diffrax.ForwardMode) else jax.grad
     ours, theirs = (
-        derivative(lambda args, s=s: end(s, args))(1.0)
+        jax.jit(derivative(ft.partial(end, s)))(1.0)
         for s in (straight_line(diffrax.Tsit5()), diffrax.Tsit5())
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)

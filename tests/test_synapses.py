@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hopfield_layers as hl
-from hopfield_layers.synapses import base, blocks
+from hopfield_layers.synapses import base
 
 from .compiling import program_text
 from .instances import CAUSAL, soft_absolute, SYNAPSES
@@ -254,7 +254,7 @@ def test_bad_masks():
     with pytest.raises(ValueError, match=r"boolean mask of shape \(4, 4\).*got int"):
         make(np.ones((4, 4), int))
     for lagrangian in (hl.LLayerNorm(), soft_absolute):
-        with pytest.raises(ValueError, match="that can leave a key out"):
+        with pytest.raises(ValueError, match="that can leave a unit out"):
             make(np.ones((4, 4), bool), hidden_lagrangian=lagrangian)
 
 
@@ -358,64 +358,6 @@ def test_compiles_to_products(name, batch):
     text = program_text(jax.jit(gradient).lower(synapse, *gs).compile())
     assert text.count(f" {operation}(") == count, text
     assert " while(" not in text
-
-
-def derivatives(synapse, gs):
-    """A, ∂A/∂g, and the gradient of ‖∂A/∂g‖² with respect to the synapse and g."""
-    alignment = lambda synapse, gs: synapse.alignment(*gs)
-    slopes = jax.grad(alignment, 1)
-    squares = lambda *both: sum(jnp.sum(slope**2) for slope in slopes(*both))
-    return alignment(synapse, gs), slopes(synapse, gs), jax.grad(squares, (0, 1))(synapse, gs)
-
-
-@pytest.mark.parametrize("axes", [(None, None), (0, None), (None, 0)])
-@pytest.mark.parametrize("name", ["hidden", "memory"])
-def test_a_batch_in_blocks_is_each_sample_alone(name, axes, monkeypatch):
-    # 3 by 25 samples, in blocks of as many as there are units, 10 or 6. The weights of an ensemble
-    # are mapped over by the outer vmap or the inner one.
-    monkeypatch.setattr(blocks, "UNITS_PER_BLOCK", 0)
-    synapse, rng = SYNAPSES[name], np.random.default_rng(3)
-    gs = [jnp.asarray(rng.normal(size=(3, 25, *shape))) for shape in synapse.shapes]
-    gs[0] = gs[0] if len(gs) == 1 else gs[0][:, 0]  # that of a row, for all of its samples
-    inner = [0] if len(gs) == 1 else [None, 0]
-    sizes = [size for size, axis in zip((3, 25), axes, strict=True) if axis == 0]
-    scale = jnp.asarray(rng.uniform(0.5, 2.0, size=sizes))
-    weights = jax.tree.map(lambda leaf: jnp.multiply.outer(scale, leaf), synapse)
-    run = jax.jit(jax.vmap(jax.vmap(derivatives, (axes[1], inner)), (axes[0], 0)))
-    text = program_text(run.lower(weights, gs).compile())
-    assert (" while(" in text) == (axes[1] is None)
-    together, alone = run(weights, gs), jax.jit(derivatives)
-    for i, j in np.ndindex(3, 25):
-        own = tuple(k for k, axis in zip((i, j), axes, strict=True) if axis == 0)
-        sample = [g[i] if axis is None else g[i, j] for g, axis in zip(gs, inner, strict=True)]
-        expected = alone(jax.tree.map(lambda leaf, own=own: leaf[own], weights), sample)
-        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a[i, j], b, rtol=1e-11, atol=1e-11)
-
-
-def test_blocks_without_samples_or_units(monkeypatch):
-    monkeypatch.setattr(blocks, "UNITS_PER_BLOCK", 0)
-    for units, batch in ((0, 5), (2, 0)):
-        synapse = hl.HiddenSynapse([(units,)], 3, Ws=[jnp.ones((units, 3))])
-        run = jax.jit(jax.vmap(jax.vmap(jax.value_and_grad(synapse.energy))))
-        energies, slopes = run(jnp.ones((2, batch, units)))
-        assert energies.shape == (2, batch)
-        assert slopes.shape == (2, batch, units)
-
-
-def test_from_patterns():
-    patterns = jr.normal(KEY, (5, 2, 3))
-    memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=9.0))
-    assert memory.shapes == ((2, 3),)
-    np.testing.assert_array_equal(memory.Ws[0].T.reshape(5, 2, 3), patterns)
-    separate = hl.HiddenSynapse.from_patterns((patterns, np.arange(20).reshape(5, 4)), hl.LRelu())
-    assert separate.shapes == ((2, 3), (4,))
-    g1, g2 = activations(separate)
-    h = np.einsum("kij,ij->k", patterns, g1) + np.arange(20).reshape(5, 4) @ g2
-    np.testing.assert_allclose(separate.alignment(g1, g2), relu(h), rtol=1e-12)
-    for wrong in ((patterns, patterns[:4]), jnp.array(1.0), (patterns, jnp.array(1.0)), ()):
-        with pytest.raises(ValueError, match=r"patterns of shape \(K, \*shape\)"):
-            hl.HiddenSynapse.from_patterns(wrong, hl.LSoftmax())
 
 
 def test_weights_instead_of_a_key():

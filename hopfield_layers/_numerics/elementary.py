@@ -42,6 +42,16 @@ def floored_exponent(t: Array) -> Array:
     return jnp.where(t < floor, floor, t)
 
 
+def exponent_below(beta: Array, z: Array, m: Array) -> Array:
+    """β(z − m) for z ≤ m, finite with finite derivatives also where z is −∞ or z − m overflows.
+
+    A z far above m, which only a unit that is left out can have, gives 1.
+    """
+    lowest = -(float(jnp.finfo(z.dtype).max) ** 0.9)
+    t = floored_exponent(beta * jnp.maximum(z - m, lowest))
+    return jnp.where(t > 1, 1, t)
+
+
 def scaled_exp(scale: Array, t: Array) -> Array:
     """scale·exp(t), infinite or zero only where the product is and not where exp(t) is."""
     half = jnp.exp(floored_exponent(t) / 2)

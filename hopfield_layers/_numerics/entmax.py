@@ -24,6 +24,7 @@ against mpmath.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -32,15 +33,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .elementary import floored_exponent, scaled_exp
-from .softmax import check_units
+from .elementary import exponent_below, scaled_exp
+from .softmax import check_units, finite_shift
 
 
 def _kappa(t, alpha):
     return jnp.maximum(jnp.exp((alpha - 1) * t), jnp.finfo(t.dtype).tiny)
 
 
-class _Units(NamedTuple):
+class Units(NamedTuple):
     """The units of a row; `log` and `ratio` hold where g > 0."""
 
     g: Array  # the shares before normalization
@@ -61,40 +62,39 @@ def _units_formula(d, t, step, alpha):
     ratio = jnp.where(inside, a / kappa, jnp.finfo(d.dtype).eps)
     # −ln(1 − u) as ln(1 + u/(1 − u)): XLA's log1p of float64 loses two digits below 0.
     log = jnp.where(is_near, -jnp.log1p(u / (1 - u)) / order, t + jnp.log(ratio) / order)
-    return _Units(jnp.where(inside, jnp.exp(log), 0), log, ratio)
+    return Units(jnp.where(inside, jnp.exp(log), 0), log, ratio)
 
 
-_units = eqx.filter_custom_jvp(_units_formula)
+units = eqx.filter_custom_jvp(_units_formula)
 
 
-@_units.def_jvp
+@units.def_jvp
 def _units_jvp(primals, tangents):
     (d, t, step, alpha), (dd, dt, _, dalpha) = primals, tangents
-    g, log, ratio = _units(*primals)
+    g, log, ratio = units(*primals)
     dd, dt = (0.0 if each is None else each for each in (dd, dt))
     order, kappa, inside = alpha - 1, _kappa(t, alpha), g > 0
     dlog = jnp.where(inside, (dd / kappa + dt) / ratio, 0)
     dratio = jnp.where(inside, order * (dd - order * d * dt) / kappa, 0)
-    change = _Units(g * dlog, dlog, dratio)
+    change = Units(g * dlog, dlog, dratio)
     # The derivative with respect to α is most of the work, and seldom wanted.
     if dalpha is not None:
         _, by_alpha = jax.jvp(lambda alpha: _units_formula(d, t, step, alpha), (alpha,), (dalpha,))
         change = jax.tree.map(jnp.add, change, by_alpha)
-    return _Units(g, log, ratio), change
+    return Units(g, log, ratio), change
 
 
-@eqx.filter_custom_jvp
-@functools.partial(jax.jit, static_argnums=3)
-def _threshold(d, alpha, is_largest, axis):
-    """Solves Σ g = 1 for t, given d ≤ 0 and where it is 0 in each row; also the step left at t.
+def find_threshold(
+    sums: Callable[[Array], tuple[Array, Array]], high: Array, low: Array, alpha: Array | float
+) -> tuple[Array, Array]:
+    """Solves Σ g = 1 for t between `low` and `high`; also the Newton step that is left at it.
 
-    This is Newton's method for λ on (Σ g)^(α−1) = 1, within a bracket of t. Up to α = 2 that is
-    convex in λ, so that from λ = 0 it converges monotonically, and for α = 2 in finitely many
-    steps. Above, a unit that leaves the support has an infinite slope where Newton's method may
-    stall, and every second step bisects.
+    `sums(t)` are Σ g − 1 and Σ g/ratio of the units at t. This is Newton's method for λ on
+    (Σ g)^(α−1) = 1, within a bracket of t. Up to α = 2 that is convex in λ, so that from λ = 0 it
+    converges monotonically, and for α = 2 in finitely many steps. Above, a unit that leaves the
+    support has an infinite slope where Newton's method may stall, and every second step bisects.
     """
-    total = functools.partial(jnp.sum, axis=axis, keepdims=True)
-    eps = jnp.finfo(d.dtype).eps
+    eps = jnp.finfo(high.dtype).eps
 
     def cond(carry):
         *_, moving, steps = carry
@@ -102,10 +102,7 @@ def _threshold(d, alpha, is_largest, axis):
 
     def body(carry):
         t, _, low, high, moving, steps = carry
-        units = _units(d, t, jnp.zeros_like(t), alpha)
-        # Σ g − 1 without the largest term's 1, so that it keeps its digits near a vertex.
-        excess = jnp.expm1(t) + total(jnp.where(is_largest, 0, units.g))
-        slope = total(units.g / units.ratio)
+        excess, slope = sums(t)
         low, high = jnp.where(excess < 0, t, low), jnp.where(excess > 0, t, high)
         shrink = (1 + excess) * jnp.expm1((1 - alpha) * jnp.log1p(excess)) / slope
         new = t + jnp.log1p(shrink) / (alpha - 1)
@@ -118,10 +115,23 @@ def _threshold(d, alpha, is_largest, axis):
         moving = moving & ((alpha > 2) | ((excess > 0) & (new < t)))
         return jnp.where(moving, new, t), excess / slope, low, high, moving, steps + 1
 
-    high = total(jnp.zeros_like(d))
-    low = high - jnp.log(d.shape[axis])
     t, step, *_ = lax.while_loop(cond, body, (high, high, low, high, high == high, 0))
     return t, step
+
+
+@eqx.filter_custom_jvp
+@functools.partial(jax.jit, static_argnums=3)
+def _threshold(d, alpha, is_largest, axis):
+    """t of each row and the step left at it, given d ≤ 0 and where it is 0 in each row."""
+    total = functools.partial(jnp.sum, axis=axis, keepdims=True)
+
+    def sums(t):
+        g, _, ratio = units(d, t, jnp.zeros_like(t), alpha)
+        # Without the largest term's 1, so that this keeps its digits near a vertex.
+        return jnp.expm1(t) + total(jnp.where(is_largest, 0, g)), total(g / ratio)
+
+    high = total(jnp.zeros_like(d))
+    return find_threshold(sums, high, high - jnp.log(d.shape[axis]), alpha)
 
 
 @_threshold.def_jvp
@@ -130,10 +140,10 @@ def _threshold_jvp(primals, tangents):
     t, step = _threshold(*primals)
 
     def shares(d, alpha):
-        return _units(d, t, step, alpha)
+        return units(d, t, step, alpha)
 
-    units, change = eqx.filter_jvp(shares, (d, alpha), tangents[:2])
-    slope = jnp.sum(units.g / units.ratio, axis, keepdims=True)
+    at, change = eqx.filter_jvp(shares, (d, alpha), tangents[:2])
+    slope = jnp.sum(at.g / at.ratio, axis, keepdims=True)
     dt = -jnp.sum(change.g, axis, keepdims=True) / slope
     return (t, step), (dt, None)
 
@@ -144,7 +154,7 @@ class _Rows(NamedTuple):
     largest: Array  # m
     is_largest: Array  # where the first such entry is
     exponent: Array  # d = β(z − m)
-    units: _Units
+    shares: Units
 
 
 def _rows(z, beta, alpha, axis):
@@ -152,9 +162,9 @@ def _rows(z, beta, alpha, axis):
     index = jnp.argmax(z, axis, keepdims=True)
     is_largest = lax.broadcasted_iota(index.dtype, z.shape, axis % z.ndim) == index
     # Not `jnp.max`, whose derivative is shared among equal entries.
-    m = jnp.sum(jnp.where(is_largest, z, 0), axis, keepdims=True)
-    d = floored_exponent(beta * (z - m))
-    return _Rows(m, is_largest, d, _units(d, *_threshold(d, alpha, is_largest, axis), alpha))
+    m = finite_shift(jnp.sum(jnp.where(is_largest, z, 0), axis, keepdims=True))
+    d = exponent_below(beta, z, m)
+    return _Rows(m, is_largest, d, units(d, *_threshold(d, alpha, is_largest, axis), alpha))
 
 
 class _Others(NamedTuple):
@@ -187,8 +197,11 @@ def _others(z, beta, alpha, axis):
 
 def entmax(z: Array, beta: Array, alpha: Array | float, axis: int) -> Array:
     """The maximizer g of each row."""
-    g = _rows(z, beta, alpha, axis).units.g
-    return g / jnp.sum(g, axis, keepdims=True)
+    row = _rows(z, beta, alpha, axis)
+    g = row.shares.g
+    total = jnp.sum(g, axis, keepdims=True)
+    # All shares of a row of −∞ are 0, those of a row with NaN are NaN.
+    return g / jnp.where((total > 0) | jnp.isnan(row.largest), total, 1)
 
 
 def entmax_value(z: Array, beta: Array, alpha: Array | float, axis: int) -> Array:

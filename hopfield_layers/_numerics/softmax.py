@@ -32,6 +32,11 @@ def check_units(z: Array, axis: int) -> None:
         raise ValueError(f"A row needs at least one unit, got a state of shape {z.shape}.")
 
 
+def finite_shift(m: Array) -> Array:
+    """The largest entry of each row, or 0 for a row of −∞ alone, whose g, L and E are then 0."""
+    return jnp.where(m == -jnp.inf, 0, m)
+
+
 @eqx.filter_custom_jvp
 def softmax(z: Array, beta: Array, axis: int, ghost: bool) -> tuple[Array, Array]:
     """The shares g of exp(βz) in the sum of their row, and the share of its ghost, or 0.
@@ -40,10 +45,11 @@ def softmax(z: Array, beta: Array, axis: int, ghost: bool) -> tuple[Array, Array
     """
     if not ghost:
         check_units(z, axis)
-    m = jnp.max(z, axis, keepdims=True, initial=0 if ghost else -jnp.inf)
+    m = finite_shift(jnp.max(z, axis, keepdims=True, initial=0 if ghost else -jnp.inf))
     e = jnp.exp(beta * (z - m))
     e_ghost = jnp.exp(-beta * m) if ghost else jnp.zeros_like(m)
-    total = jnp.sum(e, axis, keepdims=True) + e_ghost
+    # The largest unit adds 1, unless the row is −∞ alone.
+    total = jnp.maximum(jnp.sum(e, axis, keepdims=True) + e_ghost, 0.5)
     return e / total, e_ghost / total
 
 
@@ -78,7 +84,7 @@ class _Rows(NamedTuple):
 def _rows(z, beta, axis, ghost, scale):
     row = jnp.pad(z, [(0, ghost and i == axis % z.ndim) for i in range(z.ndim)])
     check_units(row, axis)
-    m = jnp.max(row, axis, keepdims=True)
+    m = finite_shift(jnp.max(row, axis, keepdims=True))
     is_largest = row == m
     d = floored_exponent(beta * (row - m))
     others = jnp.sum(jnp.where(is_largest, 0, scaled_exp(scale, d)), axis, keepdims=True)

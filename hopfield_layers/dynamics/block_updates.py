@@ -139,7 +139,8 @@ class Updates(eqx.Module):
 
         So the state that the other blocks start with isn't lost before any block has met it.
         """
-        force, g = self.field.force(_T0, x0), self.field.model.activations(x0)
+        energy, force = self.field.energy_and_force(_T0, x0)
+        g = self.field.model.activations(x0)
         taus = time_constants(self.field.model, x0)
         slowest = [_largest_of(taus, block) for block in blocks]
         # The last of several, as in a network the layers of hidden units tend to come last.
@@ -148,7 +149,7 @@ class Updates(eqx.Module):
             lambda force, *moves: jnp.where(jnp.array(moves)[fastest], force, 0), force, *blocks
         )
         x, move, g, flat_force = (ravel_pytree(tree)[0] for tree in (x0, first, g, force))
-        end = StepEnd(g, -flat_force, self.field.energy(_T0, x0))
+        end = StepEnd(g, -flat_force, energy)
         damping = jnp.asarray(self.method.damping, x.dtype)
         kept = _Sweep(x, end, self.tolerance.distance(flat_force, x), damping)
         yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), int)
@@ -212,14 +213,15 @@ class Updates(eqx.Module):
     def _sweep(self, x: Array, damping: Array, blocks: list, unravel: Callable) -> _Sweep:
         """The state x, and where it goes when every block moves in turn."""
         start = moved = unravel(x)
-        for block in blocks:
-            force = self.field.force(_T0, moved)
+        energy, force = self.field.energy_and_force(_T0, start)
+        for i, block in enumerate(blocks):
+            force = force if i == 0 else self.field.force(_T0, moved)
             moved = jax.tree.map(
                 lambda moves, x, force: x + damping * force if moves else x, block, moved, force
             )
         move = (ravel_pytree(moved)[0] - x) / damping
         g, _ = ravel_pytree(self.field.model.activations(start))
-        end = StepEnd(g, -move, self.field.energy(_T0, start))
+        end = StepEnd(g, -move, energy)
         return _Sweep(x, end, self.tolerance.distance(move, x), damping)
 
 

@@ -20,6 +20,7 @@ class _ConvertedModel(AbstractEnergyModel):
 
     tau: PyTree
     functions: tuple[Callable, ...]
+    energy_and_dEdg: Callable | None
     synaptic_slopes: Callable | None
     blocks: Callable | None
     coupled: Callable | None
@@ -40,10 +41,14 @@ def without_closures(model: AbstractEnergyModel, x: PyTree[Array]) -> AbstractEn
     functions = tuple(convert(fn, x) for fn in (model.energy, model.activations, model.dEdg))
     if not _has_others(functions, model):
         return model
-    if (slopes := getattr(model, "synaptic_slopes", None)) is not None:
-        slopes = convert(slopes, x)
+
+    def converted(name: str) -> Callable | None:
+        fn = getattr(model, name, None)
+        return None if fn is None else convert(fn, x)
+
+    together, slopes = converted("energy_and_dEdg"), converted("synaptic_slopes")
     blocks, coupled = (getattr(model, name, None) for name in ("blocks", "coupled"))
-    return _ConvertedModel(model.tau, functions, slopes, blocks, coupled)
+    return _ConvertedModel(model.tau, functions, together, slopes, blocks, coupled)
 
 
 def closes_over_tracers(field: Callable[..., Any], *arguments: PyTree) -> bool:

@@ -89,8 +89,8 @@ def step_end(
 ) -> StepEnd:
     """The end of a step at the state x, where u may be known already."""
     field, x, u = without_derivatives((field, x, u))
-    u = field.drive(t, x) if u is None else u
-    return StepEnd(field.model.activations(x), u, field.energy(t, x))
+    energy, u = field.energy_and_drive(t, x) if u is None else (field.energy(t, x), u)
+    return StepEnd(field.model.activations(x), u, energy)
 
 
 def without_derivatives(tree: _T) -> _T:

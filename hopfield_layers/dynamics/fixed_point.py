@@ -1,5 +1,7 @@
 """A state at rest, with the derivative of the fixed point."""
 
+import functools
+
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -15,6 +17,7 @@ from .flow_to_rest import FlowToRest
 from .linear_systems import conjugate_gradients
 from .newton_krylov import Krylov
 from .rest import limit_of, of_samples
+from .run_time_errors import unless
 from .state_trees import largest, like_state, tree_where
 
 
@@ -153,7 +156,7 @@ def _where_solved(is_solved, d, product, b):
 def _by_gmres(product, b):
     """d with product(d) = b, without any symmetry, and whether that was found."""
     precision = float(jnp.finfo(b.dtype).eps) ** (2 / 3)
-    operator = lx.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
+    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))
     method = Krylov(precision, 50, 100)
     solution = lx.linear_solve(operator, b, method, throw=False)
     return solution.value, solution.result == lx.RESULTS.successful
@@ -162,12 +165,7 @@ def _by_gmres(product, b):
 @jax.custom_batching.custom_vmap
 def _or_error(d, is_solved):
     """d, or an error at run time that names the samples which have no solution."""
-    shape = jax.ShapeDtypeStruct(d.shape, d.dtype)
-
-    def error():
-        return jax.pure_callback(_raise_singular, shape, is_solved)
-
-    return jax.lax.cond(jnp.all(is_solved), lambda: d, error)
+    return unless(~jnp.all(is_solved), d, _call_raise_singular, is_solved)
 
 
 @_or_error.def_vmap
@@ -178,6 +176,12 @@ def _(size, in_batched, d, is_solved):
         for leaf, batched in zip((d, is_solved), in_batched, strict=True)
     )
     return _or_error(d, is_solved), True
+
+
+def _call_raise_singular(is_failed, is_solved):
+    one = jnp.ones(())
+    call = functools.partial(jax.pure_callback, _raise_singular, one, is_solved)
+    return jax.lax.cond(is_failed, call, lambda: one)
 
 
 def _raise_singular(is_solved):

@@ -92,7 +92,10 @@ class EnergyFlow(eqx.Module):
 
     def force(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
         """τ dx/dt: −H u or −u, and 0 at the clamped units."""
-        u = self.drive(t, x)
+        return self.force_of(x, self.drive(t, x))
+
+    def force_of(self, x: PyTree[Array], u: PyTree[Array]) -> PyTree[Array]:
+        """The same, given the drive."""
         if self.flow == "state":
             _, u = jax.jvp(self.model.activations, (x,), (u,))
         if self.clamp is None:
@@ -102,12 +105,33 @@ class EnergyFlow(eqx.Module):
 
     def drive(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
         """u = ∂E/∂g − I."""
-        u = self.model.dEdg(x)
-        return u if self.inputs is None else jax.tree.map(jnp.subtract, u, self._inputs_at(t, x))
+        return self._less_inputs(t, x, self.model.dEdg(x))
 
     def energy(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> Float[Array, "*batch"]:
         """E − Σ I·g, of the shape of the batch axes."""
-        energy = self.model.energy(x)
+        return self._less_work(t, x, self.model.energy(x))
+
+    def energy_and_drive(
+        self, t: Real[ArrayLike, ""], x: PyTree[Array]
+    ) -> tuple[Float[Array, "*batch"], PyTree[Array]]:
+        """Both, in one evaluation of the model if it has a method for that."""
+        together = getattr(self.model, "energy_and_dEdg", None)
+        if together is None:
+            return self.energy(t, x), self.drive(t, x)
+        energy, u = together(x)
+        return self._less_work(t, x, energy), self._less_inputs(t, x, u)
+
+    def energy_and_force(
+        self, t: Real[ArrayLike, ""], x: PyTree[Array]
+    ) -> tuple[Float[Array, "*batch"], PyTree[Array]]:
+        """Both, likewise."""
+        energy, u = self.energy_and_drive(t, x)
+        return energy, self.force_of(x, u)
+
+    def _less_inputs(self, t: Real[ArrayLike, ""], x: PyTree[Array], u: PyTree) -> PyTree[Array]:
+        return u if self.inputs is None else jax.tree.map(jnp.subtract, u, self._inputs_at(t, x))
+
+    def _less_work(self, t: Real[ArrayLike, ""], x: PyTree[Array], energy: Array) -> Array:
         if self.inputs is None:
             return energy
         work = jax.tree.map(jnp.multiply, self._inputs_at(t, x), self.model.activations(x))

@@ -45,8 +45,9 @@ def implicit_steps(
     t = np.zeros(())  # the flow doesn't change with t
 
     def measured(x):
-        force = field.force(t, x)
-        return _Measured(x, step_end(field, t, x), largest(force), tolerance.distance(force, x))
+        end = step_end(field, t, x)
+        force = field.force_of(x, end.u)
+        return _Measured(x, end, largest(force), tolerance.distance(force, x))
 
     def is_moving(state: _State):
         at = state.at

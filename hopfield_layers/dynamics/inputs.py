@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree, Real, Shaped
 
 from .._conversion import as_float
@@ -41,7 +41,9 @@ class PiecewiseConstantInterpolation(diffrax.AbstractGlobalInterpolation):
         [2.148 2.148]
     """
 
-    ts: Real[Array, " times"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    ts: Real[Array, " times"] = eqx.field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        converter=jnp.asarray
+    )
     ys: PyTree[Shaped[Array, "..."]]
 
     def __check_init__(self):
@@ -86,6 +88,8 @@ class InputsWithJumps(eqx.Module):
     - `fn`: a function of t, whose values broadcast to the state of one sample.
     - `jump_ts`: the times of the jumps, `(jumps,)`, in the units of t.
 
+    **Raises:** `ValueError` if `jump_ts` hasn't one axis.
+
     Examples:
         >>> pulse = lambda t: 50.0 * ((t > 150.0) & (t < 150.001))
         >>> inputs = hl.InputsWithJumps(pulse, jump_ts=jnp.array([150.0, 150.001]))
@@ -95,7 +99,11 @@ class InputsWithJumps(eqx.Module):
     """
 
     fn: Callable[[Array], StateLike]
-    jump_ts: Real[ArrayLike, " jumps"]
+    jump_ts: Real[Array, " jumps"] = eqx.field(converter=jnp.asarray)
+
+    def __check_init__(self):
+        if self.jump_ts.ndim != 1:
+            raise ValueError(f"Expected jump_ts of one axis, got shape {self.jump_ts.shape}.")
 
     def __call__(self, t: Array) -> StateLike:
         """fn(t)."""
@@ -121,6 +129,17 @@ def inputs_at(inputs: Inputs, t: Real[ArrayLike, ""]) -> StateLike | None:
     if isinstance(inputs, diffrax.AbstractPath):
         return inputs.evaluate(jnp.asarray(t), left=False)
     return inputs(jnp.asarray(t)) if callable(inputs) else inputs
+
+
+def with_times_in(inputs: Any, dtype: DTypeLike) -> Any:
+    """The inputs with the times of their grid or jumps in the dtype of t."""
+    if isinstance(inputs, diffrax.AbstractGlobalInterpolation):
+        times = lambda inputs: inputs.ts
+    elif isinstance(inputs, InputsWithJumps):
+        times = lambda inputs: inputs.jump_ts
+    else:
+        return inputs
+    return eqx.tree_at(times, inputs, replace_fn=lambda ts: as_float(ts).astype(dtype))
 
 
 def values_on_grid(inputs: Inputs) -> PyTree[Array] | None:
@@ -167,16 +186,17 @@ def steps_to_inputs(
         jumps = inputs.ts
     elif isinstance(inputs, InputsWithJumps):
         jumps = inputs.jump_ts
-    if (bends is None and jumps is None) or isinstance(controller, diffrax.StepTo):
+    is_smooth = bends is None and (jumps is None or len(jumps) == 0)
+    if is_smooth or isinstance(controller, diffrax.StepTo):
         return controller
     if isinstance(controller, diffrax.ConstantStepSize):
         controller = _ConstantSteps()
-    assert isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
-    # As with step sizes, the solution is not differentiated by where its steps end.
-    step_ts, jump_ts = (
-        None if ts is None else jax.lax.stop_gradient(as_float(ts)) for ts in (bends, jumps)
-    )
-    return diffrax.ClipStepSizeController(controller, step_ts, jump_ts)
+    if not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        raise ValueError(
+            "Expected an adaptive step size controller, or constant steps, for inputs that change "
+            f"at given times, got {type(controller).__name__}."
+        )
+    return diffrax.ClipStepSizeController(controller, bends, jumps)
 
 
 class _ConstantSteps(diffrax.AbstractAdaptiveStepSizeController):
@@ -203,7 +223,7 @@ class _ConstantSteps(diffrax.AbstractAdaptiveStepSizeController):
 def grid_errors(inputs: Inputs, t0: Array, t1: Array) -> dict[str, Bool[Array, ""]]:
     """Whether a grid of times isn't increasing, or doesn't reach from t0 to t1."""
     if isinstance(inputs, InputsWithJumps):
-        return {_NOT_FINITE: ~jnp.all(jnp.isfinite(jnp.asarray(inputs.jump_ts)))}
+        return {_NOT_FINITE: ~jnp.all(jnp.isfinite(inputs.jump_ts))}
     if not isinstance(inputs, diffrax.AbstractGlobalInterpolation):
         return {}
     ts = inputs.ts

@@ -17,9 +17,10 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree
 
 from .._conversion import as_float
+from .._meshes import check_axes, on_each_device
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
-from .inputs import depends_on_time, Inputs, split_samples, values_on_grid
+from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
 from .state_trees import Clamp, like_state
 
 
@@ -38,10 +39,13 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     def compiled(arguments):
         return jax.tree.flatten(fn(*arguments))
 
+    def on_one_device(*arguments):
+        leaves, structure = compiled(arguments)
+        return structure.unflatten(leaves)
+
     @ft.wraps(fn)
     def call(**arguments):
-        leaves, structure = compiled(tuple([arguments[name] for name in names]))
-        return structure.unflatten(leaves)
+        return on_each_device(on_one_device, *[arguments[name] for name in names])
 
     return call
 
@@ -59,10 +63,12 @@ class ProblemArguments(NamedTuple):
         """The arguments with their numbers as arrays, so that others don't compile anew, and the
         clamp checked while its values are known.
         """
+        check_axes((self.model, self.x0, self.inputs), "the model, x0 and inputs")
         x0, clamp = _as_arrays(self.x0), self.clamp
         inputs: Any = self.inputs
         if depends_on_time(inputs):
-            inputs = with_array_floats(inputs, solve_dtype(x0))
+            dtype = solve_dtype(x0)
+            inputs = with_times_in(with_array_floats(inputs, dtype), dtype)
         else:
             inputs = _as_arrays(inputs)
         if clamp is not None:
@@ -103,7 +109,9 @@ class InitialValueProblem(eqx.Module):
             raise ValueError(f"Expected a state of the structure {g}, got {structure}.")
         self.batch = jax.eval_shape(model.energy, self.x0).shape
 
-    def map(self, solve: Callable[..., _T], *others: Array, batch_size: int | None = None) -> _T:
+    def map(
+        self, solve: Callable[..., _T], *others: PyTree[Array], batch_size: int | None = None
+    ) -> _T:
         """`solve(field, x0, *others)` of every sample, if any: the batch axes lead everywhere.
 
         Of `batch_size` samples at a time, or of all at once.
@@ -219,14 +227,10 @@ def check_adaptive(solver: diffrax.AbstractSolver, controller: object) -> None:
         )
 
 
-def check_values(x0: PyTree[Array], errors: dict[str, Bool[Array, ""]]) -> PyTree[Array]:
-    """`x0`, or at run time the first of the errors that is true, and before them that of x0."""
+def not_finite_error(x0: PyTree[Array]) -> dict[str, Bool[Array, ""]]:
+    """The error of an x0 that is not finite, and whether it is."""
     not_finite = jnp.array([jnp.any(~jnp.isfinite(x)) for x in jax.tree.leaves(x0)])
-    message = "Expected a finite x0, got NaN or infinite entries."
-    errors = {message: jnp.any(not_finite)} | errors
-    failed = jnp.array(list(errors.values()))
-    # One check of all, because each calls Python from the compiled program.
-    return eqx.branched_error_if(x0, jnp.any(failed), jnp.argmax(failed), list(errors))
+    return {"Expected a finite x0, got NaN or infinite entries.": jnp.any(not_finite)}
 
 
 def raise_if_not_finite(x0: StateLike) -> None:
@@ -241,6 +245,11 @@ def raise_if_not_finite(x0: StateLike) -> None:
 def as_scalar(number: ArrayLike | None, dtype: DTypeLike) -> Any:
     """A number as an array of NumPy; an array of JAX, or None, unchanged."""
     return number if number is None or isinstance(number, Array) else np.asarray(number, dtype)
+
+
+def in_dtype(tree: _T, dtype: DTypeLike) -> _T:
+    """The tree with its floating arrays in this dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
 def with_array_floats(options: PyTree[Any], dtype: DTypeLike) -> PyTree[Any]:

@@ -24,7 +24,9 @@ from .flow import EnergyFlow
 from .flow_to_rest import follow
 from .inputs import depends_on_time
 from .problems import InitialValueProblem, ProblemArguments
-from .rest import of_samples, Tolerance
+from .rest import known_values, of_samples, Tolerance
+from .run_time_errors import Errors, nan_like
+from .state_trees import tree_where
 
 
 class Relaxation(eqx.Module):
@@ -124,7 +126,9 @@ def relax(
     masks and inputs. With `throw=True`, `RuntimeError` for samples that ran out of steps, for an
     energy without lower bound and for what leaves the range of the dtype. Where an outer jit hides
     the values it is an error at run time, which `equinox.filter_jit` shows as an
-    `equinox.EquinoxRuntimeError`.
+    `equinox.EquinoxRuntimeError`, and on several devices NaN, as for `solve`.
+
+    A batch that is divided among devices stays so, as in `solve`.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.
@@ -155,22 +159,21 @@ def relax(
     meter = diffrax.NoProgressMeter() if progress_meter is None else progress_meter
     tools = {"solver": solver, "controller": stepsize_controller, "meter": meter}
     tools = problems.with_array_floats(tools, dtype)
-    try:
-        rest, is_unbounded, converged = _relax(
-            arguments=arguments,
-            numbers=numbers,
-            max_steps=max_steps,
-            throw=throw,
-            **tools,
-            batch_size=problems.as_batch_size(batch_size),
-        )
-    except eqx.EquinoxRuntimeError:
+    rest, is_unbounded, errors = _relax(
+        arguments=arguments,
+        numbers=numbers,
+        max_steps=max_steps,
+        throw=throw,
+        **tools,
+        batch_size=problems.as_batch_size(batch_size),
+    )
+    if not throw:
+        return rest
+    if (message := errors.first) is not None:
         problems.raise_if_not_finite(arguments.x0)
         _check_positive({k: v for k, v in numbers.items() if not isinstance(v, Tracer)})
-        raise
-    if throw and (isinstance(converged, Tracer) or not converged):
-        return _raise_if_unconverged(rest, is_unbounded, arguments, max_steps)
-    return rest
+        raise RuntimeError(_with_details(message, rest, is_unbounded, arguments, max_steps))
+    return errors.raised_in(rest)
 
 
 def _check_positive(numbers: dict[str, Any]) -> None:
@@ -181,16 +184,17 @@ def _check_positive(numbers: dict[str, Any]) -> None:
 
 @problems.flat_jit
 def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter, throw):
-    """The samples at rest, which of them have no lower bound, and whether all converged."""
+    """The samples at rest, which of them have no lower bound, and what went wrong."""
     problem = InitialValueProblem(arguments)
-    dtype, errors = problem.dtype, {}
+    dtype, errors = problem.dtype, problems.not_finite_error(problem.x0)
     for name, number in numbers.items():
         if number.shape != ():
             raise ValueError(f"Expected {name} to be one number, got shape {number.shape}.")
         errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
-    if throw:
-        x0 = problems.check_values(problem.x0, errors)
-        problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
+    errors = Errors.of(errors)
+    # From NaN no step is taken.
+    x0 = tree_where(errors.index < 0, problem.x0, jax.tree.map(nan_like, problem.x0))
+    problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
     tol, default = numbers.get("tol"), float(jnp.finfo(dtype).eps) ** (2 / 3)
     tolerance = (
         Tolerance(default, default) if tol is None else Tolerance(0.0, jnp.asarray(tol, dtype))
@@ -216,55 +220,60 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
         return Relaxation(x, energy, **attributes), is_unbounded
 
     rest, is_unbounded = problem.map(relax_sample, batch_size=batch_size)
-    return rest, is_unbounded, jnp.all(rest.converged)
+    unconverged = ~rest.converged
+    diverged = unconverged & jnp.isinf(rest.residual)
+    outcomes = {
+        _DIVERGED.format(details=""): jnp.any(diverged),
+        _UNBOUNDED.format(details="a unit"): jnp.any(is_unbounded),
+        _UNCONVERGED.format(details=""): jnp.any(unconverged),
+    }
+    return rest, is_unbounded, errors | Errors.of(outcomes)
 
 
-def _raise_if_unconverged(
+def _with_details(
+    message: str,
     rest: Relaxation,
     is_unbounded: Bool[Array, "*batch"],
     arguments: ProblemArguments,
     max_steps: int,
-) -> Relaxation:
-    """`rest`, or an error if a sample did not converge."""
-    unconverged = ~rest.converged
-    is_infinite = unconverged & jnp.isinf(rest.residual)
-    if isinstance(unconverged, Tracer):
-        failed = jnp.array([jnp.any(mask) for mask in (is_infinite, is_unbounded, unconverged)])
-        messages = [_DIVERGED.format(details=""), _UNBOUNDED.format(details="a unit")]
-        messages.append(_UNCONVERGED.format(details=""))
-        return eqx.branched_error_if(rest, jnp.any(failed), jnp.argmax(failed), messages)
-    if not jnp.any(unconverged):
-        return rest
-    if jnp.any(is_infinite):
-        raise RuntimeError(_DIVERGED.format(details=of_samples(is_infinite)))
+) -> str:
+    """The message with the samples and the unit that it is about."""
+    unconverged = np.asarray(~known_values(rest.converged))
+    if message == _DIVERGED.format(details=""):
+        diverged = unconverged & np.isinf(known_values(rest.residual))
+        return _DIVERGED.format(details=of_samples(diverged))
     # Under jax.jvp the values are known, but they carry tangents.
     model, _, flow, clamp, inputs = arguments
     x, field = without_derivatives((rest.x, EnergyFlow(model, flow, clamp, inputs)))
-    if jnp.any(is_unbounded):
-        details = f"{_largest_unit(x, is_unbounded)[0]}{of_samples(is_unbounded)}"
-        raise RuntimeError(_UNBOUNDED.format(details=details))
+    if message == _UNBOUNDED.format(details="a unit"):
+        samples = known_values(is_unbounded)
+        return _UNBOUNDED.format(details=f"{_largest_unit(x, samples)[0]}{of_samples(samples)}")
+    if message != _UNCONVERGED.format(details=""):
+        return message
     force = eqx.filter_jit(EnergyFlow.force)(field, jnp.zeros(()), x)
     slowest, speed = _largest_unit(force, unconverged)
-    time = "" if rest.time is None else f" and t = {float(jnp.max(rest.time[unconverged])):.3g}"
-    details = (
-        f"{of_samples(unconverged)}; the slowest unit is {slowest} with |τ dx/dt| = {speed:.3g} "
-        f"after {int(jnp.max(rest.num_steps[unconverged]))} of {max_steps} steps{time}"
+    num_steps = int(np.max(known_values(rest.num_steps)[unconverged], initial=0))
+    time = ""
+    if rest.time is not None:
+        time = f" and t = {np.max(known_values(rest.time)[unconverged], initial=0):.3g}"
+    return _UNCONVERGED.format(
+        details=f"{of_samples(unconverged)}; the slowest unit is {slowest} with |τ dx/dt| = "
+        f"{speed:.3g} after {num_steps} of {max_steps} steps{time}"
     )
-    raise RuntimeError(_UNCONVERGED.format(details=details))
 
 
-def _largest_unit(tree: PyTree[Array], samples: Bool[Array, "*batch"]) -> tuple[str, float]:
+def _largest_unit(tree: PyTree[Array], samples: np.ndarray) -> tuple[str, float]:
     """The unit of these samples with the largest entry, as one would index the state, and that."""
 
     def size(leaf):
         mask = samples.reshape(samples.shape + (1,) * (leaf.ndim - samples.ndim))
-        return jnp.where(mask, jnp.abs(leaf), 0)
+        return np.where(mask, np.abs(known_values(leaf)), 0)
 
     leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(size, tree))
-    path, leaf = max(leaves, key=lambda leaf: jnp.max(leaf[1], initial=0.0))
-    index = jnp.unravel_index(jnp.argmax(leaf), leaf.shape)
+    path, leaf = max(leaves, key=lambda leaf: np.max(leaf[1], initial=0.0))
+    index = np.unravel_index(np.argmax(leaf), leaf.shape)
     unit = f"x{jax.tree_util.keystr(path)}[{', '.join(map(str, index))}]"
-    return unit, float(jnp.max(leaf, initial=0))
+    return unit, float(np.max(leaf, initial=0))
 
 
 _RETURNS = "With throw=False it returns what it reached."

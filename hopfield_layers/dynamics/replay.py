@@ -2,8 +2,9 @@
 
 The solution is found without derivatives, and the times of its accepted steps are kept. Given these
 it is a plain composition of steps, which is differentiated from the last one to the first. As in
-diffrax, the sizes of the steps are not differentiated. All samples are replayed together, so that
-the derivative of a parameter that they share is summed as it arises.
+diffrax, the sizes of the steps are not differentiated; but a step that ends where a linear
+interpolation bends moves with that time. All samples are replayed together, so that the derivative
+of a parameter that they share is summed as it arises, in float32 at least.
 
 Memory: every √max_steps-th state is kept, and the states between two of these while they are
 replayed.
@@ -19,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._conversion import wide_dtype
+from .descent import is_descent
 from .exponential import AbstractExponential
 from .flow import EnergyFlow
 from .inputs import InputsWithJumps, PiecewiseConstantInterpolation
@@ -38,7 +41,7 @@ class Replay(eqx.Module):
     @property
     def stride(self) -> int:
         """The number of steps from one state that is kept to the next."""
-        return math.isqrt(self.max_steps - 1) + 1
+        return math.isqrt(max(self.max_steps, 1) - 1) + 1
 
     def record(self) -> diffrax.SaveAt:
         """Saves the times of the steps and every so many states, besides what was asked for."""
@@ -52,18 +55,27 @@ def can_replay(
     solver: Any, controller: Any, saveat: diffrax.SaveAt, max_steps: int | None, inputs: Any
 ) -> bool:
     """Whether the steps depend on nothing but the state, and only the two ends are saved."""
-    stateless = isinstance(solver, StraightLine | AbstractExponential | diffrax.Euler)
-    # After a jump a step doesn't begin where the one before has ended.
-    clips = any(
-        isinstance(c, diffrax.ClipStepSizeController)
-        for c in (controller, getattr(controller, "controller", None))
+    is_stateless = isinstance(solver, StraightLine | AbstractExponential | diffrax.Euler)
+    # Each step has to begin where the one before it has ended. After a jump it doesn't, and other
+    # controllers are free to leave gaps.
+    if is_descent(controller):
+        controller = controller.controller
+    has_gaps = isinstance(inputs, PiecewiseConstantInterpolation | InputsWithJumps)
+    has_gaps |= type(controller) not in (
+        diffrax.ConstantStepSize,
+        diffrax.PIDController,
+        diffrax.StepTo,
     )
     subs = saveat.subs
     ends = isinstance(subs, diffrax.SubSaveAt) and subs.ts is None and not subs.steps
-    ends = ends and subs.fn is diffrax.SubSaveAt(t1=True).fn
+    ends = ends and saves_states(subs)
     extra = saveat.dense or saveat.solver_state or saveat.controller_state or saveat.made_jump
-    clips = clips or isinstance(inputs, PiecewiseConstantInterpolation | InputsWithJumps)
-    return stateless and not clips and ends and not extra and max_steps is not None
+    return is_stateless and not has_gaps and ends and not extra and max_steps is not None
+
+
+def saves_states(sub: diffrax.SubSaveAt) -> bool:
+    """Whether states are saved, and not some function of them."""
+    return sub.fn is diffrax.SubSaveAt(t1=True).fn
 
 
 @eqx.filter_custom_vjp
@@ -100,7 +112,7 @@ def _(residuals, gradient, perturbed, differentiated, solve, saveat, how):
         dx, dt1 = jax.tree.map(lambda dy: dy[-1], dys), dt1 + jnp.sum(dts[-1])
     if how.saves_t0:
         dx0, dt0 = jax.tree.map(lambda dy: dy[0], dys), dt0 + jnp.sum(dts[0])
-    darrays = jax.tree.map(jnp.zeros_like, steps.arrays)
+    darrays = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_dtype(x.dtype)), steps.arrays)
     carry = dx, darrays, jnp.zeros_like(t0), jnp.zeros_like(t1)
 
     def continues(carry):
@@ -114,6 +126,7 @@ def _(residuals, gradient, perturbed, differentiated, solve, saveat, how):
     num_segments = (jnp.max(steps.num_steps, initial=0) + how.stride - 1) // how.stride
     _, carry = jax.lax.while_loop(continues, body, (num_segments - 1, carry))
     dx, darrays, dstart, dend = carry
+    darrays = jax.tree.map(lambda d, x: d.astype(x.dtype), darrays, steps.arrays)
     nothing = jax.tree.map(lambda _: None, problem)
     fields = darrays, jax.tree.map(jnp.add, dx0, dx)
     dproblem = eqx.tree_at(lambda p: (p.field, p.x0), nothing, fields, is_leaf=lambda x: x is None)
@@ -162,11 +175,23 @@ class _Steps(eqx.Module):
 
         def of_sample(field, x, start, end):
             term, solver = self.how.term_of(field), self.how.solver
+            start, end = self.moving(field.inputs, start), self.moving(field.inputs, end)
             state = solver.init(term, start, end, x, None)
             y, *_ = solver.step(term, start, end, x, None, state, False)
             return y
 
         return problem.map(of_sample, start, end)
+
+    def moving(self, inputs: Any, t: Array) -> Array:
+        """t, with the derivative of the time at which a linear interpolation bends, if it is one.
+
+        The steps to and from a bend see different slopes, and only together they are right.
+        """
+        if not isinstance(inputs, diffrax.LinearInterpolation):
+            return t
+        bend = inputs.ts[jnp.argmin(jnp.abs(inputs.ts - t))]
+        is_bend = (t == bend) & (t != self.t0) & (t != self.t1)
+        return t + jnp.where(is_bend, bend - jax.lax.stop_gradient(bend), 0)
 
     def select(self, mask: Array, a: PyTree[Array], b: PyTree[Array]) -> PyTree[Array]:
         """a for the samples of the mask, and b for the others."""
@@ -230,17 +255,13 @@ class _Steps(eqx.Module):
 
 def _filled(cotangents: PyTree, like: PyTree[Array], num_axes: int) -> PyTree[Array]:
     """The cotangents, the axis of what was saved first, with 0 for those that are missing."""
-    leaves = jax.tree.leaves(cotangents, is_leaf=lambda x: x is None)
-    structure = jax.tree.structure(like)
-    if len(leaves) != structure.num_leaves:
-        leaves = [None] * structure.num_leaves
-    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
-    return structure.unflatten(
-        [
-            jnp.zeros((2, *x.shape), x.dtype) if d is None else jnp.moveaxis(d, num_axes, 0)
-            for d, x in pairs
-        ]
-    )
+
+    def fill(cotangent, x):
+        if cotangent is None:
+            return jnp.zeros((2, *x.shape), x.dtype)
+        return jnp.moveaxis(cotangent, num_axes, 0)
+
+    return jax.tree.map(fill, cotangents, like, is_leaf=lambda x: x is None)
 
 
 def _total(cotangent: Array | None) -> Array | float:

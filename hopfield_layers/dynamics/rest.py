@@ -47,6 +47,16 @@ def limit_of(x: PyTree[Array]) -> Array:
     return jnp.maximum(min(sizes), 1e3 * largest(x))
 
 
+def known_values(x: Array | np.ndarray) -> np.ndarray:
+    """x, with 0 for the entries that other processes hold."""
+    if not isinstance(x, Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    known = np.zeros(x.shape, x.dtype)
+    for shard in x.addressable_shards:
+        known[shard.index] = shard.data
+    return known
+
+
 def of_samples(mask: Bool[ArrayLike, "*batch"]) -> str:
     """The part of an error message that names the samples of a mask, nothing without batch axes."""
     mask = np.asarray(mask)

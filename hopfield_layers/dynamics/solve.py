@@ -2,25 +2,25 @@
 
 import math
 from collections.abc import Callable
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree, Real
 
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
 from .closures import closes_over_tracers
-from .descent import descend_along
+from .descent import descend_along, without_derivatives
 from .flow import BoundedFlow, EnergyFlow, max_rate
 from .inputs import grid_errors, Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
-from .replay import can_replay, Replay, replayed
+from .replay import can_replay, Replay, replayed, saves_states
+from .run_time_errors import Errors
 from .straight_line import straight_line
 
 
@@ -71,8 +71,9 @@ def solve(
         on a grid of times, a `diffrax.LinearInterpolation` or a
         [`hopfield_layers.PiecewiseConstantInterpolation`][], whose `ys[j]` broadcasts to x0; or a
         function of t, or any other path of diffrax, for one sample. Steps end at the times of a
-        grid and at those of [`hopfield_layers.InputsWithJumps`][]; of any other function a pulse
-        may be stepped over. While I changes, the energy may rise.
+        grid and at those of [`hopfield_layers.InputsWithJumps`][], by which the solution can be
+        differentiated too. Of any other function, and by `diffrax.StepTo`, a pulse may be stepped
+        over. While I changes, the energy may rise.
     - `solver`: any diffrax solver of a single `ODETerm`. By default `diffrax.Tsit5()`.
     - `stepsize_controller`: any of diffrax, by default `PIDController(rtol=1e-5, atol=1e-7)`.
     - `saveat`: what to save. By default the end, `diffrax.SaveAt(t1=True)`.
@@ -81,20 +82,26 @@ def solve(
         batch takes as many steps as its slowest sample.
     - `options`: `event`, `adjoint`, `throw`, `progress_meter` and so on of `diffrax.diffeqsolve`.
         The default adjoint replays the steps where only the ends are saved, by the explicit and
-        exponential solvers, and where no input jumps; elsewhere it is diffrax's own default,
-        `RecursiveCheckpointAdjoint`. Both are reverse mode only; for forward mode pass
-        `diffrax.ForwardMode()`.
+        exponential solvers with one of diffrax's PID, constant and given steps, and where no input
+        jumps; elsewhere it is diffrax's own default, `RecursiveCheckpointAdjoint`, which sums the
+        derivative of a float16 or bfloat16 parameter in that dtype. Both are reverse mode only: for
+        forward mode pass `diffrax.ForwardMode()`, and take second derivatives by
+        `jax.jacfwd(jax.grad(...))`. Step sizes are not differentiated.
 
     **Returns:** the `diffrax.Solution`, whose arrays begin with the batch axes of x0.
     `model.energy(solution.ys)` is the energy along it.
 
     **Raises:** `ValueError` for t1 ≤ t0, for an x0 that is not finite, and for masks and inputs as
-    [`hopfield_layers.EnergyFlow`][]; where an outer jit hides the values, they raise
-    `equinox.EquinoxRuntimeError`. So do a state or rate beyond the range of the dtype, and a solver
-    that fails, for instance by running out of steps. `throw=False` suppresses all errors of values,
+    [`hopfield_layers.EnergyFlow`][]; `equinox.EquinoxRuntimeError` for a state or rate beyond the
+    range of the dtype, and for a solver that fails, for instance by running out of steps. Where an
+    outer jit hides the values, all of these are an `equinox.EquinoxRuntimeError` at run time, in
+    which `EQX_ON_ERROR=nan` in the environment gives NaN instead. A program for several devices
+    can't raise errors, and has NaN as its results. `throw=False` suppresses all errors of values,
     so that the program calls nothing on the host and can be exported by `jax.export`;
-    `Solution.result` tells of a solver that failed. With `EQX_ON_ERROR=nan` in the environment,
-    errors at run time give NaN instead.
+    `Solution.result` tells of a solver that failed.
+
+    A batch that is divided among devices stays so, and under `jax.shard_map` each device stops with
+    its own samples. Meshes need automatic axes, or `jax.sharding.auto_axes`.
 
     Examples:
         >>> layer = hl.ExpLayer(3)
@@ -106,73 +113,85 @@ def solve(
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype, batch_size = problems.solve_dtype(arguments.x0), problems.as_batch_size(batch_size)
     start, end, _ = times = [problems.as_scalar(number, dtype) for number in (t0, t1, dt0)]
+    throw = options.pop("throw", True)
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
-    if isinstance(start, np.ndarray) and isinstance(end, np.ndarray):
+    if throw:
         _check_times(start, end)
-    try:
-        limits = {"max_steps": max_steps, "batch_size": batch_size}
-        return _solve(arguments=arguments, times=times, **limits, **tools)
-    except eqx.EquinoxRuntimeError:
+    limits = {"max_steps": max_steps, "batch_size": batch_size, "throw": throw}
+    solution, errors = _solve(arguments=arguments, times=times, **limits, **tools)
+    if (message := errors.first) is not None:
         problems.raise_if_not_finite(arguments.x0)
-        if not isinstance(start, Tracer) and not isinstance(end, Tracer):
-            _check_times(start, end)
-            for error, failed in grid_errors(inputs, jnp.asarray(start), jnp.asarray(end)).items():
-                if not isinstance(failed, Tracer) and failed:
-                    raise ValueError(error) from None
-        raise
+        _check_times(start, end)
+        if message in grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end)):
+            raise ValueError(message)
+        raise eqx.EquinoxRuntimeError(message)
+    return errors.raised_in(solution) if throw else solution
 
 
 @problems.flat_jit
-def _solve(arguments, times, max_steps, batch_size, solver, controller, saveat, options):
-    """The solution, with everything checked that shapes and types tell."""
+def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, saveat, options):
+    """The solution, and whether there are errors, by their messages."""
     problem = InitialValueProblem(arguments)
     t0, t1, dt0 = jax.tree.map(lambda t: jnp.asarray(t, problem.dtype), times)
-    if t0.shape != () or t1.shape != ():
-        raise ValueError(f"Expected t0 and t1 to be numbers, got shapes {t0.shape} and {t1.shape}.")
+    for name, number in {"t0": t0, "t1": t1, "dt0": dt0}.items():
+        if number is not None and number.shape != ():
+            raise ValueError(f"Expected {name} to be a number, got shape {number.shape}.")
     solver = straight_line(diffrax.Tsit5() if solver is None else solver)
     if controller is None:
         controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
+    controller = problems.in_dtype(controller, problem.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
+    saveat = _with_times_in(saveat, problem.dtype)
     problems.check_adaptive(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
         raise ValueError("Constant steps need their size, dt0.")
-    replays = set(options) <= {"progress_meter", "throw"}
+    errors = Errors.of({})
+    if throw:
+        errors = _errors_at_start(problem, t0, t1, check_rates=not constant)
+        # With an error there is nothing to solve.
+        t0, t1 = (jnp.where(errors.index < 0, t, 0) for t in (t0, t1))
+    replays = set(options) <= {"progress_meter"}
     replays = replays and can_replay(solver, controller, saveat, max_steps, problem.field.inputs)
     replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
     if replays:
         options = options | {"adjoint": diffrax.ForwardMode()}
-    options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver}
+        # Also where they depend on what is differentiated, the sizes of the steps are constants.
+        controller, dt0, options = without_derivatives((controller, dt0, options))
+    options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver, "throw": False}
     run = eqx.Partial(_solve_samples, controller=controller, batch_size=batch_size, options=options)
-    if not replays:
-        return run((problem, t0, t1), saveat)
-    how = Replay(solver, _term_of(controller), saveat.subs.t0, saveat.subs.t1, max_steps)
-    return replayed((problem, t0, t1), run, saveat, how)
+    if replays:
+        how = Replay(solver, _term_of(controller), saveat.subs.t0, saveat.subs.t1, max_steps)
+        solution = replayed((problem, t0, t1), run, saveat, how)
+    else:
+        solution = run((problem, t0, t1), saveat)
+    if throw:
+        errors |= _errors_at_end(solution, saveat, problem.dtype)
+    return solution, errors
 
 
 def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
     """The solution of every sample."""
     problem, t0, t1 = differentiated
-    throw, term_of = options.get("throw", True), _term_of(controller)
-    check_rates = not isinstance(controller, diffrax.ConstantStepSize)
+    term_of = _term_of(controller)
+    # What an earlier solution ended with has the batch axes of its samples.
+    names = {"solver_state", "controller_state", "made_jump"} & set(options)
+    states, others = eqx.partition({name: options[name] for name in names}, eqx.is_array)
 
-    def solve_sample(field, x0):
-        if throw:
-            x0 = _check_start(field, x0, t0, t1, check_rates)
+    def solve_sample(field, x0, states):
         control = steps_to_inputs(descend_along(field, controller), field.inputs)
-        solution = diffrax.diffeqsolve(
+        return diffrax.diffeqsolve(
             term_of(field),
             t0=t0,
             t1=t1,
             y0=x0,
             stepsize_controller=control,
             saveat=saveat,
-            **options,
+            **options | eqx.combine(states, others),
         )
-        return _check_end(solution) if throw else solution
 
-    return problem.map(solve_sample, batch_size=batch_size)
+    return problem.map(solve_sample, states, batch_size=batch_size)
 
 
 def _term_of(controller: diffrax.AbstractStepSizeController) -> Callable[..., diffrax.ODETerm]:
@@ -186,41 +205,65 @@ def _bounded_term(field: EnergyFlow) -> diffrax.ODETerm:
     return diffrax.ODETerm(BoundedFlow(field))
 
 
-def _check_times(t0: Array | np.ndarray, t1: Array | np.ndarray) -> None:
+def _check_times(t0: Any, t1: Any) -> None:
+    """Raises an error with the numbers if they are known not to be in order."""
+    if isinstance(t0, Tracer) or isinstance(t1, Tracer):
+        return
     if t0.shape == t1.shape == () and not -math.inf < float(t0) < float(t1) < math.inf:
         raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
 
 
-def _check_start(field: EnergyFlow, x0: PyTree[Array], t0: Array, t1: Array, check_rates: bool):
-    """`x0`, or an error if it, the times, or rates that are to be checked are out of range."""
+def _errors_at_start(
+    problem: InitialValueProblem, t0: Array, t1: Array, check_rates: bool
+) -> Errors:
+    """Whether x0, the times, or rates that are to be checked are out of range."""
 
     def is_beyond(x, rate):
         # At the clipped rate such a unit still crosses |x| within the rounding of t1 − t0.
         instantaneous = jnp.abs(x) < jnp.finfo(rate.dtype).eps * (t1 - t0) * max_rate(rate)
         return jnp.any(~((jnp.abs(rate) < max_rate(rate)) | instantaneous) | jnp.isnan(rate))
 
-    errors = {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
-    errors |= grid_errors(field.inputs, t0, t1)
-    if check_rates:
+    def rates_are_beyond(field, x0):
         beyond = jax.tree.leaves(jax.tree.map(is_beyond, x0, field(t0, x0)))
-        errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(jnp.array(beyond))
-    return problems.check_values(x0, errors)
+        return jnp.any(jnp.array(beyond))
+
+    errors = problems.not_finite_error(problem.x0)
+    errors |= {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
+    errors |= grid_errors(problem.field.inputs, t0, t1)
+    if check_rates:
+        errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(problem.map(rates_are_beyond))
+    return Errors.of(errors)
 
 
-def _check_end(solution: diffrax.Solution) -> diffrax.Solution:
-    """The solution, or an error if a state that was saved is not finite."""
-    ts, ys = solution.ts, solution.ys
-    if isinstance(ts, tuple) and isinstance(ys, tuple):  # with what is replayed
-        ts, ys = ts[0], ys[0]
-    if not isinstance(ts, Array):
-        return solution
+def _errors_at_end(solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DTypeLike) -> Errors:
+    """Whether a solver failed, or a state that was saved is not finite, in any sample."""
 
-    def is_beyond(y):
+    def is_beyond(sub, ts, ys):
+        if not saves_states(sub):
+            return False
         # Room for steps that were not taken is infinite in both.
-        return jnp.isfinite(ts) & ~jnp.isfinite(y).reshape(*ts.shape, -1).all(axis=-1)
+        finite = [jnp.isfinite(y).all(tuple(range(ts.ndim, y.ndim))) for y in jax.tree.leaves(ys)]
+        return jnp.any(jnp.isfinite(ts) & ~jnp.array(finite))
 
-    beyond = jnp.array(jax.tree.leaves(jax.tree.map(is_beyond, ys)))
-    return eqx.error_if(solution, jnp.any(beyond), _BEYOND.format(dtype=ts.dtype))
+    results = jnp.where(diffrax.is_okay(solution.result), -1, solution.result._value)
+    errors = Errors(tuple(diffrax.RESULTS._index_to_message), jnp.max(results, initial=-1))
+    beyond = jax.tree.map(is_beyond, saveat.subs, solution.ts, solution.ys, is_leaf=_is_sub)
+    beyond = jnp.any(jnp.array(jax.tree.leaves(beyond)))
+    return errors | Errors.of({_BEYOND.format(dtype=dtype): beyond})
+
+
+def _with_times_in(saveat: diffrax.SaveAt, dtype: DTypeLike) -> diffrax.SaveAt:
+    """`saveat` with its times in the dtype of the solve, which they would otherwise widen."""
+
+    def convert(sub):
+        return sub if sub.ts is None else eqx.tree_at(lambda s: s.ts, sub, sub.ts.astype(dtype))
+
+    subs = jax.tree.map(convert, saveat.subs, is_leaf=_is_sub)
+    return eqx.tree_at(lambda s: s.subs, saveat, subs, is_leaf=lambda x: x is None)
+
+
+def _is_sub(node: object) -> bool:
+    return isinstance(node, diffrax.SubSaveAt)
 
 
 _NOT_IN_ORDER = "Expected finite times with t1 > t0."

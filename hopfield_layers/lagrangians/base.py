@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import equinox as eqx
@@ -104,8 +104,7 @@ class AbstractWideLagrangian(AbstractLagrangian):
     def _in_domain(self, dtype: DTypeLike):
         """The same Lagrangian with its scalar parameters in `dtype` and within their domains."""
         within = self
-        domains = {f.name: f.metadata for f in dataclasses.fields(self) if "floor" in f.metadata}
-        for name, domain in domains.items():
+        for name, domain in scalar_parameters(self).items():
             scalar = getattr(self, name)
             if jnp.ndim(scalar) != 0:
                 raise ValueError(
@@ -161,6 +160,12 @@ class AbstractRowwise(AbstractWideLagrangian):
                 "does not have."
             )
         return (self.axis % ndim,)
+
+
+def scalar_parameters(lagrangian: AbstractLagrangian) -> dict[str, Mapping[str, float]]:
+    """The names of the parameters that are one number each, and their domains."""
+    fields = dataclasses.fields(lagrangian)
+    return {field.name: field.metadata for field in fields if "floor" in field.metadata}
 
 
 class PureLagrangian(NamedTuple):

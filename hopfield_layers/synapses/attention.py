@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from .._conversion import as_shape, ShapeLike
-from ..lagrangians import AbstractLagrangian, LEntmax, LGhostmax, LSoftmax, LSparsemax
+from .._numerics.scores import Rows, Scores
+from ..lagrangians import AbstractLagrangian, LSoftmax
+from ..lagrangians.value_of_scores import as_mask, value_of_scores
 from . import base
 from .base import AbstractShaped, LagrangianLike, Scalar, token_shape, Weight
-from .blocks import row_values
-
-
-# Lagrangians to which a unit far below the largest of its row adds nothing.
-_IGNORING_LOW_SCORES = (LSoftmax, LGhostmax, LSparsemax, LEntmax)
 
 
 class AbstractAttention(AbstractShaped):
@@ -26,19 +24,16 @@ class AbstractAttention(AbstractShaped):
     mask: Bool[Array, "queries keys"] | None
 
     def _attention(self, gq: Array, gk: Array) -> Array:
-        lagrangian, mask = self.hidden_lagrangian, self.mask
         Q = jnp.einsum("nd,dhz->hnz", gq.reshape(token_shape(gq.shape)), self.Wq.astype(gq.dtype))
         K = jnp.einsum("nd,dhz->hnz", gk.reshape(token_shape(gk.shape)), self.Wk.astype(gk.dtype))
-        S = jnp.einsum("hqz,hkz->hqk", Q, K)
-        if mask is None:
-            return jnp.sum(row_values(lagrangian, S))
-        if not lagrangian.coupled_axes(1):
-            S, mask = S[..., None], mask[..., None]  # each score is a row of one unit
-        # A masked score is far below all others, yet no difference of scores leaves the range.
-        has_keys = jnp.any(mask, axis=-1, keepdims=True)
-        lowest = jnp.where(has_keys, -(float(jnp.finfo(S.dtype).max) ** 0.9), 0)
-        values = row_values(lagrangian, jnp.where(mask, S, lowest.astype(S.dtype)))
-        return jnp.sum(jnp.where(has_keys[..., 0], values, 0))
+
+        def of_head(lagrangian: AbstractLagrangian, Q: Array, K: Array) -> Array:
+            def of_query(q: Array, mask: Array | None) -> Array:
+                return value_of_scores(lagrangian, Scores(Rows((K,), None, mask), (q,)))
+
+            return jax.vmap(of_query)(Q, self.mask)
+
+        return base.over_heads(of_head, self.hidden_lagrangian, Q, K)
 
 
 class AttentionSynapse(AbstractAttention):
@@ -53,7 +48,8 @@ class AttentionSynapse(AbstractAttention):
     - `shapes`: the shapes of the layer of queries and that of keys, `(*tokens, d)` each.
     - `key`, `stdinit`: a key of `jax.random`, to draw the weights from N(0, stdinit²).
     - `num_heads`, `zspace_dim`: the number of heads, and the length of each one's queries and keys.
-    - `hidden_lagrangian`: L_hid, by default [`hopfield_layers.LSoftmax`][].
+    - `hidden_lagrangian`: L_hid, by default [`hopfield_layers.LSoftmax`][]. Its scalar parameters
+        may have one value per head, `(num_heads,)`.
     - `mask`: booleans `(queries, keys)`: False leaves the pair out. A query without keys adds 0.
         Booleans have no derivative, so `equinox.filter_grad` must leave them out.
     - `Wq`, `Wk`: the weights, if no key is passed, `(d, num_heads, zspace_dim)` each. They decide
@@ -88,8 +84,8 @@ class AttentionSynapse(AbstractAttention):
         (queries, dq), (keys, dk) = map(token_shape, self.shapes)
         head = base.head_shape(Wq, 1, num_heads, zspace_dim)
         self.Wq, self.Wk = base.weights(key, stdinit, Wq=(Wq, (dq, *head)), Wk=(Wk, (dk, *head)))
-        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax())
-        self.mask = _as_mask(mask, (queries, keys), self.hidden_lagrangian)
+        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax(), head[0])
+        self.mask = as_mask(mask, self.hidden_lagrangian, (queries, keys), "queries by keys")
 
     def _alignment(self, *gs: Array) -> Array:
         return self._attention(*gs)
@@ -124,24 +120,8 @@ class SelfAttentionSynapse(AbstractAttention):
         tokens, d = token_shape(self.shapes[0])
         head = base.head_shape(Wq, 1, num_heads, zspace_dim)
         self.Wq, self.Wk = base.weights(key, stdinit, Wq=(Wq, (d, *head)), Wk=(Wk, (d, *head)))
-        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax())
-        self.mask = _as_mask(mask, (tokens, tokens), self.hidden_lagrangian)
+        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax(), head[0])
+        self.mask = as_mask(mask, self.hidden_lagrangian, (tokens, tokens), "queries by keys")
 
     def _alignment(self, *gs: Array) -> Array:
         return self._attention(*gs, *gs)
-
-
-def _as_mask(mask: ArrayLike | None, shape: tuple[int, int], lagrangian: AbstractLagrangian):
-    """`mask` as an array, or an error if its shape, its dtype or the Lagrangian rule it out."""
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    if mask.dtype != bool or mask.shape != shape:
-        got = f"{mask.dtype}{list(mask.shape)}"
-        raise ValueError(f"Expected a boolean mask of shape {shape}, queries by keys, got {got}.")
-    if not isinstance(lagrangian, _IGNORING_LOW_SCORES) and lagrangian.coupled_axes(1):
-        raise ValueError(
-            "A mask needs a Lagrangian that can leave a key out: one with a term per key, or one "
-            f"whose activations are 0 far below the largest score; {lagrangian!r} has neither."
-        )
-    return mask

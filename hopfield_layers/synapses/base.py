@@ -2,6 +2,7 @@
 
 import abc
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from .._conversion import as_float, as_shape, ShapeLike, wide_dtype
-from ..lagrangians.base import AbstractLagrangian, pformat
+from ..lagrangians.base import AbstractLagrangian, pformat, scalar_parameters
 from ..lagrangians.callables import as_lagrangian
 
 
@@ -169,8 +170,28 @@ def weights(key: PRNGKeyArray | None, stdinit: Scalar, **expected: tuple[Weight 
     return arrays
 
 
-def row_lagrangian(lagrangian: LagrangianLike | None, default: AbstractLagrangian):
-    """The Lagrangian of rows of hidden units: `lagrangian`, or if it is None the default one."""
+def row_lagrangian(
+    lagrangian: LagrangianLike | None, default: AbstractLagrangian, num_heads: int | None = None
+) -> AbstractLagrangian:
+    """The Lagrangian of rows of hidden units: `lagrangian`, or if it is None the default one.
+
+    Its scalar parameters may have one value for each head, if there are heads.
+    """
     chosen = default if lagrangian is None else as_lagrangian(lagrangian)
     chosen.coupled_axes(1)  # which raises an error for an axis that a row doesn't have
+    for name in scalar_parameters(chosen):
+        shape = jnp.shape(getattr(chosen, name))
+        if shape not in ((), (num_heads,)):
+            per_head = "" if num_heads is None else f" or one for each of {num_heads} heads"
+            kind = type(chosen).__name__
+            raise ValueError(f"{kind}: expected one {name}{per_head}, got shape {shape}.")
     return chosen
+
+
+def over_heads(fn: Callable[..., Array], lagrangian: AbstractLagrangian, *arrays: Array) -> Array:
+    """Σ `fn(lagrangian, *arrays)` over heads, which lie along the first axis of the arrays."""
+    axes = jax.tree.map(lambda _: None, lagrangian)
+    for name in scalar_parameters(lagrangian):
+        if jnp.ndim(getattr(lagrangian, name)) == 1:
+            axes = eqx.tree_at(operator.attrgetter(name), axes, 0, is_leaf=lambda x: x is None)
+    return jnp.sum(jax.vmap(fn, (axes, *(0 for _ in arrays)))(lagrangian, *arrays))

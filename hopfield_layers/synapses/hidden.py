@@ -3,34 +3,55 @@
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from .._conversion import as_float, as_shape, ShapeLike
+from .._numerics.scores import Rows, Scores
 from ..lagrangians import AbstractLagrangian, LRelu, LSoftmax
+from ..lagrangians.value_of_scores import as_mask, row_value, value_of_scores
 from . import base
 from .base import AbstractShaped, LagrangianLike, Scalar, token_shape, Weight
-from .blocks import hidden_value, row_values
 
 
 class HiddenSynapse(AbstractShaped):
-    """A = L_hid(h), h_μ = Σₖ Σᵢ gᵏᵢ Wᵏ_iμ, each activation flattened: a dense associative memory.
+    """A = L_hid(h), h_μ = Σₖ ξᵏ_μ·gᵏ + b_μ: a dense associative memory of the patterns ξ.
 
-    The hidden units have no state: each is at its minimum of the energy. The columns of Wᵏ are
-    patterns of the layer k; with a softmax as L_hid this is the modern Hopfield network. A and
-    ∂A/∂g of a large batch are evaluated in blocks of samples, whose h together take no more room
-    than the weights or 2²³ numbers.
+    The hidden units have no state: each is at its minimum of the energy. With a softmax as L_hid
+    this is the modern Hopfield network. With b_μ = −‖ξ_μ‖²/2 and identity units it is the Euclidean
+    memory: E = −ln Σ exp(−β‖x − ξ_μ‖²/2)/β.
+
+    A and its derivatives are evaluated for a block of patterns at a time. Besides the patterns, a
+    batch needs memory for a few blocks of scores; the gradient with respect to the patterns needs
+    one more array of their size. Entmax and sparsemax read the patterns several times. With a plain
+    callable, or a Lagrangian other than these, softmax and ghostmax that couples the hidden units,
+    all h are formed at once.
+
+    Patterns that are divided among devices, by `jax.device_put` before `from_patterns`, stay where
+    they are: each device evaluates its own, and one reduction of the state's size and a few numbers
+    per sample merges the results. The threshold of entmax and sparsemax takes one for each pass.
 
     **Arguments:**
 
     - `shapes`: the shapes of the layers, in the order of the activations.
     - `nhid`: the number of hidden units.
-    - `key`, `stdinit`: a key of `jax.random`, to draw the weights from N(0, stdinit²).
+    - `key`, `stdinit`: a key of `jax.random`, to draw the patterns from N(0, stdinit²).
     - `hidden_lagrangian`: L_hid, by default [`hopfield_layers.LRelu`][], or a plain convex
         callable. It acts on the hidden units as on a state of one axis.
-    - `Ws`: the weights, if no key is passed, a tuple with one array `(units, nhid)` per layer.
+    - `Ws`: the patterns as columns, if no key is passed, a tuple with one array `(units, nhid)` per
+        layer. The attribute `Ws` has them like this, `patterns` as they are stored.
+    - `patterns`: the patterns as rows, instead, a tuple with one array `(nhid, *shape)` per layer.
+        Those in bfloat16, float16, float8 or 8-bit integers stay so, and each block is widened as
+        it is used. Their gradient has their dtype, which rounds it, and in float8 overflows to NaN:
+        widen the patterns to train them. Integers have none.
+    - `bias`: b, `(nhid,)`.
+    - `mask`: booleans `(nhid,)`: False leaves a hidden unit out, whatever its pattern is. If all
+        are False the alignment is 0. Booleans have no derivative: use `equinox.filter_grad`.
 
-    **Raises:** `ValueError` for both a key and weights or neither, weights of another shape, or a
+    **Raises:** `ValueError` for none or more than one of a key, Ws and patterns, arrays of another
+    shape, a mask that is not boolean or with a Lagrangian that can't leave a unit out, or a
     Lagrangian that acts along an axis which a state of one axis doesn't have.
 
     Source: Krotov & Hopfield, "Dense associative memory for pattern recognition" (NeurIPS 2016);
@@ -41,9 +62,24 @@ class HiddenSynapse(AbstractShaped):
         >>> memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=5.0))
         >>> print(jax.grad(memory.alignment)(jnp.array([0.9, 0.0, -0.2])).round(3))  # the first
         [ 1.  1. -1.]
+
+        A memory that grows. Writing into a free slot compiles nothing:
+
+        >>> import equinox as eqx
+        >>> free = jnp.zeros(4, bool)
+        >>> memory = hl.HiddenSynapse.from_patterns(
+        ...     jnp.zeros((4, 3)), hl.LSoftmax(beta=5.0), mask=free
+        ... )
+        >>> for slot, pattern in enumerate(patterns):
+        ...     filled = (memory.patterns[0].at[slot].set(pattern),), memory.mask.at[slot].set(True)
+        ...     memory = eqx.tree_at(lambda m: (m.patterns, m.mask), memory, filled)
+        >>> print(jax.grad(memory.alignment)(jnp.array([0.9, 0.0, -0.2])).round(3))
+        [ 1.  1. -1.]
     """
 
-    Ws: tuple[Float[Array, "_ nhid"], ...]
+    patterns: tuple[Shaped[Array, "nhid ..."], ...]
+    bias: Float[Array, " nhid"] | None
+    mask: Bool[Array, " nhid"] | None
     hidden_lagrangian: AbstractLagrangian
 
     def __init__(
@@ -55,43 +91,89 @@ class HiddenSynapse(AbstractShaped):
         stdinit: Scalar = 0.02,
         hidden_lagrangian: LagrangianLike | None = None,
         Ws: Sequence[Weight] | None = None,
+        patterns: Sequence[Weight] | None = None,
+        bias: Weight | None = None,
+        mask: Weight | None = None,
     ):
         self.shapes = base.as_shapes(shapes)
+        (nhid,) = as_shape(nhid)
+        if patterns is None:
+            columns = self._columns(Ws, nhid, key, stdinit)
+            pairs = zip(columns, self.shapes, strict=True)
+            self.patterns = tuple(W.T.reshape(nhid, *shape) for W, shape in pairs)
+        elif key is not None or Ws is not None:
+            raise ValueError("Expected one of a key, Ws and patterns, got patterns and another.")
+        else:
+            if not isinstance(patterns, tuple | list):
+                raise ValueError(
+                    f"Expected a tuple of patterns, one array per layer, got {patterns!r}."
+                )
+            self.patterns = tuple(map(_as_patterns, patterns))
+            expected = tuple((nhid, *shape) for shape in self.shapes)
+            if (got := tuple(p.shape for p in self.patterns)) != expected:
+                raise ValueError(f"Expected patterns of shapes {expected}, got {got}.")
+        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LRelu())
+        self.bias = None if bias is None else as_float(bias)
+        if self.bias is not None and self.bias.shape != (nhid,):
+            raise ValueError(f"Expected a bias of shape {(nhid,)}, got {self.bias.shape}.")
+        self.mask = as_mask(mask, self.hidden_lagrangian, (nhid,), "the hidden units")
+
+    def _columns(self, Ws, nhid, key, stdinit) -> list[Array]:
+        """The patterns as columns, given or drawn."""
         arrays = (None,) * len(self.shapes) if Ws is None else tuple(Ws)
         if len(arrays) != len(self.shapes):
             raise ValueError(f"Expected Ws for {len(self.shapes)} layers, got {len(arrays)}.")
-        (nhid,) = as_shape(nhid)
         sizes = [(math.prod(shape), nhid) for shape in self.shapes]
         expected = {f"Ws[{i}]": pair for i, pair in enumerate(zip(arrays, sizes, strict=True))}
-        self.Ws = tuple(base.weights(key, stdinit, **expected))
-        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LRelu())
+        return base.weights(key, stdinit, **expected)
 
     @classmethod
     def from_patterns(
-        cls, patterns: Weight | tuple[Weight, ...], hidden_lagrangian: LagrangianLike
+        cls,
+        patterns: Weight | tuple[Weight, ...],
+        hidden_lagrangian: LagrangianLike,
+        *,
+        bias: Weight | None = None,
+        mask: Weight | None = None,
     ) -> "HiddenSynapse":
-        """Makes a memory of K patterns, one per hidden unit.
+        """Makes a memory of K patterns, one per hidden unit, without a copy of JAX's arrays.
 
         **Arguments:**
 
         - `patterns`: an array `(K, *shape)`, or a tuple of one such array per layer.
-        - `hidden_lagrangian`: L_hid, of the K hidden units.
+        - `hidden_lagrangian`, `bias`, `mask`: as for a [`hopfield_layers.HiddenSynapse`][].
 
         **Raises:** `ValueError` for an array without an axis of patterns, or different K.
         """
-        arrays = [as_float(a) for a in (patterns if isinstance(patterns, tuple) else (patterns,))]
+        arrays = [
+            _as_patterns(a) for a in (patterns if isinstance(patterns, tuple) else (patterns,))
+        ]
         if any(a.ndim == 0 for a in arrays) or len({a.shape[:1] for a in arrays}) != 1:
             raise ValueError(
                 "Expected patterns of shape (K, *shape), the same K for all layers, got "
                 f"{[a.shape for a in arrays]}."
             )
         shapes = [a.shape[1:] for a in arrays]
-        Ws = [a.reshape(len(a), math.prod(a.shape[1:])).T for a in arrays]
-        return cls(shapes, len(arrays[0]), hidden_lagrangian=hidden_lagrangian, Ws=Ws)
+        options = {"hidden_lagrangian": hidden_lagrangian, "bias": bias, "mask": mask}
+        return cls(shapes, len(arrays[0]), patterns=arrays, **options)
+
+    @property
+    def Ws(self) -> tuple[Shaped[Array, "_ nhid"], ...]:
+        """The patterns as columns, one array per layer."""
+        return tuple(
+            jnp.asarray(p).reshape(len(p), math.prod(p.shape[1:])).T for p in self.patterns
+        )
 
     def _alignment(self, *gs: Array) -> Array:
-        Ws = tuple(W.astype(gs[0].dtype) for W in self.Ws)
-        return hidden_value(self.hidden_lagrangian, Ws, tuple(g.ravel() for g in gs))
+        rows = Rows(self.patterns, self.bias, self.mask, has_free_slots=True)
+        return value_of_scores(self.hidden_lagrangian, Scores(rows, tuple(g.ravel() for g in gs)))
+
+
+def _as_patterns(x: Weight) -> Array:
+    """`x` as an array of its own dtype if that is a floating one or an integer of 8 bits."""
+    # `jnp.asarray` makes a temporary second copy of a NumPy array.
+    array = jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
+    return array if array.dtype in (jnp.int8, jnp.uint8) else as_float(array)
 
 
 class HiddenTensorSynapse(AbstractShaped):
@@ -129,13 +211,13 @@ class HiddenTensorSynapse(AbstractShaped):
         self.shapes = base.as_shapes(shapes)
         shape = as_shape((*base.head_shape(W, 0, num_heads), nhid, *map(math.prod, self.shapes)))
         (self.W,) = base.weights(key, stdinit, W=(W, shape))
-        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LRelu())
+        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LRelu(), shape[0])
 
     def _alignment(self, *gs: Array) -> Array:
         h = self.W.astype(gs[0].dtype)
         for g in reversed(gs):
             h = jnp.tensordot(h, g.ravel(), 1)
-        return jnp.sum(row_values(self.hidden_lagrangian, h))
+        return base.over_heads(row_value, self.hidden_lagrangian, h)
 
 
 class MixerSynapse(AbstractShaped):
@@ -175,9 +257,9 @@ class MixerSynapse(AbstractShaped):
             raise ValueError(f"Expected two layers of the same tokens, got {self.shapes}.")
         shape = (*base.head_shape(W, 0, num_heads, zspace_dim), d1, d2)
         (self.W,) = base.weights(key, stdinit, W=(W, shape))
-        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax())
+        self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax(), shape[0])
 
     def _alignment(self, *gs: Array) -> Array:
         g1, g2 = (g.reshape(token_shape(g.shape)) for g in gs)
         h = jnp.tensordot(self.W.astype(g1.dtype), g1.T @ g2, 2)
-        return jnp.sum(row_values(self.hidden_lagrangian, h))
+        return base.over_heads(row_value, self.hidden_lagrangian, h)

@@ -26,7 +26,7 @@ def energy_bound(model: hl.AbstractEnergyModel) -> Float[Array, ""] | None:
 
     - identity units and rectified or identity ones with E_s = −g₁·W·g₂ and ‖W‖₂ ≤ 1: 0;
     - identity units z, and rows of a simplex p: with E_s = −z·W·p, −½ max ‖Wⱼ‖² − L(0); with the
-      memory E_s = −L_hid(Wᵀz) of a simplex, −½ max ‖W_μ‖² − L_hid(0);
+      memory E_s = −L_hid(Wᵀz + b) of a simplex, −½ max ‖W_μ‖² − L_hid(b);
     - layers with bounded activations, |g| ≤ r: Σ −L(0) − Σ A(r), the alignments A with the absolute
       values of the weights.
 
@@ -105,11 +105,20 @@ def _descent_by_squares(ham: hl.HAM) -> Array | None:
             return jnp.zeros(())
         if kinds[1] in _SIMPLEX and len(joined[1].shape) == 1:
             return jnp.max(jnp.sum(synapse.W**2, axis=0)) / 2
-    if type(synapse) is hl.HiddenSynapse and len(joined) == 1:
-        hidden, W = synapse.hidden_lagrangian, synapse.Ws[0]
-        if type(hidden) in _SIMPLEX:
-            return jnp.max(jnp.sum(W**2, axis=0)) / 2 + hidden(jnp.zeros(W.shape[1]))
+    if type(synapse) is not hl.HiddenSynapse or len(joined) > 1:
+        return None
+    if type(synapse.hidden_lagrangian) in _SIMPLEX:
+        stored = True if synapse.mask is None else synapse.mask
+        squares = jnp.sum(_wide(synapse.Ws[0]) ** 2, axis=0)
+        # At g = 0 the alignment is L_hid(b).
+        least = synapse.alignment(jnp.zeros(joined[0].shape))
+        return jnp.max(jnp.where(stored, squares, 0)) / 2 + least
     return None
+
+
+def _wide(weights: Array) -> Array:
+    """Weights in float32 at least, as integers of 8 bits don't hold their squares."""
+    return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
 
 
 def _descent_by_ranges(ham: hl.HAM) -> Array | None:
@@ -123,8 +132,9 @@ def _descent_by_ranges(ham: hl.HAM) -> Array | None:
         known = all(getattr(hl, type(a).__name__, None) is type(a) for a in (synapse, hidden))
         if not known or type(hidden) in _NORMS or any(r is None for r in ranges):
             return None
-        weights, static = eqx.partition(synapse, eqx.is_inexact_array)
-        descent -= eqx.combine(jax.tree.map(jnp.abs, weights), static).energy(*ranges)
+        weights, rest = eqx.partition(synapse, lambda a: eqx.is_array(a) and a.dtype != bool)
+        magnitudes = jax.tree.map(lambda a: jnp.abs(_wide(a)), weights)
+        descent -= eqx.combine(magnitudes, rest).energy(*ranges)
     return descent
 
 

@@ -1,0 +1,96 @@
+"""Functions on meshes of devices.
+
+Under `jax.shard_map` the type of an array says over which axes of the mesh its values vary. The
+loops of diffrax, equinox and lineax begin with constants, which vary over none, so that their types
+change in the loop, which is an error. `on_each_device` evaluates a function on arrays whose types
+say nothing of a mesh. Its derivatives are right because the arguments are cast to varying ones
+before: the transpose of that cast sums the cotangents of what all devices share.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+from jax.core import ShapedArray, Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+
+_T = TypeVar("_T")
+_NO_MESH = AbstractMesh((), ())
+
+
+def is_under_shard_map() -> bool:
+    """Whether the function that is being traced runs on each device by itself."""
+    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
+def check_axes(tree: PyTree, name: str) -> None:
+    """Raises a `ValueError` for arrays on a mesh whose axes are part of their types."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.Array) and AxisType.Explicit in _mesh_of(x).axis_types:
+            raise ValueError(
+                f"Expected {name} on a mesh with automatic axes, got explicit ones. Make the mesh "
+                "by jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n), or call this "
+                "in a function that is wrapped by jax.sharding.auto_axes."
+            )
+
+
+def _mesh_of(x: Array) -> Mesh | AbstractMesh:
+    sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
+    return getattr(sharding, "mesh", _NO_MESH)
+
+
+def on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
+    """`fn(*arguments)`, under `shard_map` as on one device and without any communication."""
+    if not is_under_shard_map():
+        return fn(*arguments)
+    arrays, static = eqx.partition(arguments, eqx.is_array)
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(arrays)))
+
+    def hide(x: Array) -> Array:
+        missing = tuple(sorted(axes - _varying_axes(x)))
+        x = jax.lax.pcast(x, missing, to="varying") if missing else x
+        return _set_axes_p.bind(x, before=axes, after=None)
+
+    hidden = jax.tree.map(hide, arrays)
+    # Equality of shapes in lineax includes the mesh, which only some of them have.
+    with jax.sharding.use_abstract_mesh(_NO_MESH):
+        results = fn(*eqx.combine(hidden, static))
+    arrays, static = eqx.partition(results, eqx.is_array)
+    shown = jax.tree.map(lambda x: _set_axes_p.bind(x, before=None, after=axes), arrays)
+    return eqx.combine(shown, static)
+
+
+def _varying_axes(x: Array) -> frozenset[str]:
+    aval = jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", aval)  # since JAX 0.10
+    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+
+def _with_axes(x: ShapedArray, *, before: frozenset | None, after: frozenset | None) -> ShapedArray:
+    """The type of x on a mesh whose axes `after` it varies over, or without a mesh for None."""
+    if after is None:
+        with jax.sharding.use_abstract_mesh(_NO_MESH):
+            return ShapedArray(x.shape, x.dtype, x.weak_type)
+    mesh = jax.sharding.get_abstract_mesh()
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * x.ndim))
+    shown = ShapedArray(x.shape, x.dtype, x.weak_type, sharding=sharding)
+    if (kind := getattr(shown, "manual_axis_type", None)) is not None:
+        return shown.update(manual_axis_type=kind.update(varying=after))
+    return shown.update(vma=after)
+
+
+def _transpose(cotangent, x, *, before, after):
+    return [_set_axes_p.bind(cotangent, before=after, after=before)]
+
+
+_set_axes_p = Primitive("set_axes")
+_set_axes_p.def_impl(lambda x, **_: x)
+_set_axes_p.def_abstract_eval(_with_axes)
+mlir.register_lowering(_set_axes_p, lambda ctx, x, **_: [x])
+ad.deflinear2(_set_axes_p, _transpose)
+batching.defvectorized(_set_axes_p)

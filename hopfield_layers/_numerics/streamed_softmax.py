@@ -1,0 +1,152 @@
+"""The log-sum-exp of scores, and its slopes, in one pass over the patterns (an online softmax).
+
+A subset of the patterns is summarized by its largest score m, the sum S = Σ exp(β(h − m)) and
+Σ exp(β(h − m)) ξ. The summaries of two disjoint subsets, blocks or the shards of several devices,
+are merged into that of their union, in any order. S is kept as the number of scores equal to m and
+the sum of the others, so that ln S keeps its digits where one pattern outweighs all others.
+
+Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), arXiv:1805.02867;
+Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .elementary import exponent_below, log1p_ratio
+from .partitioned import MeshAxes
+from .scores import AbstractStreamed, Block, Scores, Slopes
+from .softmax import finite_shift
+from .streaming import Reduction
+
+
+class Part(NamedTuple):
+    """The summary of some patterns, of which that of none is −∞ and 0 elsewhere."""
+
+    largest: Float[Array, "*batch"]  # m
+    beta: Float[Array, "*batch"]
+    ties: Float[Array, "*batch"]  # the number of scores equal to m
+    others: Float[Array, "*batch"]  # Σ exp(β(h − m)) of the others
+    total: Float[Array, "*batch"]  # S, in one pass less over a block than the two above
+    slopes: tuple[Float[Array, "*batch units"], ...]  # Σ exp(β(h − m)) ξ
+
+    @classmethod
+    def of(cls, flat: list[Array]) -> "Part":
+        """The summary whose arrays are these."""
+        largest, beta, ties, others, total, *slopes = flat
+        return cls(largest, beta, ties, others, total, tuple(slopes))
+
+    def flat(self) -> list[Array]:
+        """Its arrays."""
+        return [*self[:5], *self.slopes]
+
+    def sums_at(self, largest: Array, beta: Array) -> tuple[Array, ...]:
+        """The ties and all sums with the largest score of a union as m."""
+        ratio = jnp.exp(beta * (self.largest - finite_shift(largest)))
+        leads = self.largest == largest
+        ties = jnp.where(leads, self.ties, 0)
+        others = ratio * self.others + jnp.where(leads, 0, ratio * self.ties)
+        slopes = (ratio[..., None] * s for s in self.slopes)
+        return ties, others, ratio * self.total, *slopes
+
+
+def merge(a: Part, b: Part) -> Part:
+    """The summary of the union of two disjoint sets of patterns."""
+    largest, beta = jnp.maximum(a.largest, b.largest), jnp.maximum(a.beta, b.beta)
+    pairs = zip(a.sums_at(largest, beta), b.sums_at(largest, beta), strict=True)
+    return Part.of([largest, beta, *(x + y for x, y in pairs)])
+
+
+def _merge_flat(a: list[Array], b: list[Array]) -> list[Array]:
+    return merge(Part.of(a), Part.of(b)).flat()
+
+
+def _merge_across(results: list[Array], axes: list[MeshAxes]) -> list[Array]:
+    """The summary of the patterns of all devices, from that of each: a maximum and a sum."""
+    part, (names, *_) = Part.of(results), axes
+    if not names:
+        return results
+    largest = jax.lax.pmax(part.largest, names)
+    return [largest, part.beta, *jax.lax.psum(part.sums_at(largest, part.beta), names)]
+
+
+_UNION = Reduction(-math.inf, _merge_flat, _merge_across)
+
+
+def _part(block: Block, beta: Array) -> list[Array]:
+    largest = block.largest
+    e = block.counted(jnp.exp(beta * (block.h - finite_shift(largest))))
+    is_largest = block.h == largest
+    ties = block.total(is_largest.astype(e.dtype))
+    others = jnp.sum(jnp.where(is_largest, 0, e))
+    slopes = tuple(e @ xi for xi in block.patterns)
+    return Part(largest, beta, ties, others, jnp.sum(e), slopes).flat()
+
+
+class _Moments(NamedTuple):
+    """m, S − 1 and the slopes Σ exp(β(h − m)) ξ/S, the ghost's score 0 included; 0 of nothing."""
+
+    largest: Array
+    rest: Array
+    slopes: Slopes
+
+
+@eqx.filter_custom_jvp
+@functools.partial(jax.jit, static_argnums=2)
+def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
+    part = Part.of(scores.reduce(_UNION, _part, beta))
+    if ghost:
+        one, zero = jnp.ones_like(beta), jnp.zeros_like(beta)
+        nothing = tuple(map(jnp.zeros_like, scores.gs))
+        part = merge(part, Part(zero, beta, one, zero, one, nothing))
+    is_empty = part.largest == -jnp.inf
+    rest = jnp.where(is_empty, 0, part.ties - 1 + part.others)
+    total = jnp.where(is_empty, 1, part.total)
+    return _Moments(finite_shift(part.largest), rest, tuple(s / total for s in part.slopes))
+
+
+@_moments.def_jvp
+def _moments_jvp(primals, tangents):
+    """L and the slopes do not depend on the choice of m, so its tangent may be chosen freely.
+
+    Following the mean of what dg changes in h keeps the digits of the slopes' tangent beside a
+    vertex, where all dh that matter are almost that mean.
+    """
+    (scores, beta, ghost), (d_scores, d_beta, _) = primals, tangents
+    moments = _moments(*primals)
+    pairs = zip(moments.slopes, d_scores.gs, strict=True)
+    d_largest = sum((s @ dg for s, dg in pairs if dg is not None), jnp.zeros_like(beta))
+    sums = functools.partial(_sums, ghost=ghost)
+    primals, tangents = (scores, beta, moments.largest), (d_scores, d_beta, d_largest)
+    _, (d_slopes, d_total) = eqx.filter_jvp(sums, primals, tangents)
+    pairs = zip(d_slopes, moments.slopes, strict=True)
+    d_slopes = tuple((d - slope * d_total) / (1 + moments.rest) for d, slope in pairs)
+    return moments, _Moments(d_largest, d_total, d_slopes)
+
+
+def _sums(scores: Scores, beta: Array, largest: Array, ghost: bool) -> tuple[Slopes, Array]:
+    """Σ exp(β(h − m)) ξ and S for a given m."""
+    slopes, total = scores.sums(_exponentials, (beta, largest))
+    return slopes, total + jnp.exp(-beta * largest) if ghost else total
+
+
+def _exponentials(h: Array, parameters: tuple[Array, Array]) -> tuple[Array, Array]:
+    beta, largest = parameters
+    e = jnp.exp(exponent_below(beta, h, largest))
+    return e, e
+
+
+class StreamedSoftmax(AbstractStreamed):
+    """L = ln Σ exp(βh)/β, with the ghost's score 0 among the scores if there is one."""
+
+    beta: Float[Array, ""]
+    ghost: bool = eqx.field(static=True)
+
+    def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
+        largest, rest, slopes = _moments(scores, self.beta, self.ghost)
+        return largest + log1p_ratio(rest) * rest / self.beta, slopes

@@ -1,0 +1,244 @@
+"""Programs of several devices, each of which fails by an exception.
+
+`test_devices` runs each of them in a process with eight virtual devices:
+`XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_ENABLE_X64=1 python -m tests.devices NAME`.
+"""
+
+import re
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec as P
+
+import hopfield_layers as hl
+from hopfield_layers._numerics import streaming
+
+
+UNITS, HIDDEN, SAMPLES, PATTERNS = 5, 3, 16, 4 * 1100  # the patterns of a shard are streamed
+MEMORIES = {
+    "softmax": hl.LSoftmax(beta=4.0),
+    "ghostmax": hl.LGhostmax(beta=4.0),
+    "ReLU": hl.LRelu(),
+    "sparsemax": hl.LSparsemax(beta=4.0),
+    "entmax": hl.LEntmax(beta=4.0),
+}
+
+
+def network(W):
+    layers = {"x": hl.TanhLayer(UNITS), "y": hl.TanhLayer(HIDDEN)}
+    synapses = {"W": hl.DenseSynapse((UNITS, HIDDEN), W=W)}
+    return hl.HAM(layers, synapses, [(("x", "y"), "W")])
+
+
+def memory(patterns, lagrangian=MEMORIES["softmax"]):
+    synapse = hl.HiddenSynapse.from_patterns(patterns, lagrangian)
+    return hl.HAM({"x": hl.IdentityLayer(UNITS)}, {"memory": synapse}, [(("x",), "memory")])
+
+
+W = jr.normal(jr.key(0), (UNITS, HIDDEN))
+x0 = {"x": jr.normal(jr.key(1), (SAMPLES, UNITS)), "y": jnp.zeros((SAMPLES, HIDDEN))}
+patterns = 0.5 * jr.normal(jr.key(2), (PATTERNS, UNITS))
+queries = {"x": x0["x"]}
+
+# The ends of the three ways to run the dynamics, as functions of a model and a batch.
+RUNS = {
+    "relax": lambda model, x: hl.relax(model, x).x,
+    "relax by the state flow": lambda model, x: hl.relax(model, x, flow="state").x,
+    "solve": lambda model, x: jax.tree.map(lambda y: y[:, 0], hl.solve(model, x, 2.0).ys),
+}
+
+
+def mesh_of(*axes, kind=AxisType.Auto):
+    """A mesh of the axes, each a pair of a name and a size."""
+    names, sizes = zip(*axes, strict=True)
+    return jax.make_mesh(sizes, names, axis_types=(kind,) * len(axes))
+
+
+def placed(tree, mesh, *spec):
+    return jax.device_put(tree, NamedSharding(mesh, P(*spec)))
+
+
+def compiled(fn, *arguments):
+    """The results of the program, and how many arrays of which types its devices exchange."""
+    program = jax.jit(fn).lower(*arguments).compile()
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", program.as_text() or "")
+    arrays = (array for line in found for array in re.findall(r"[a-z]\w*\[[\d,]*\]", line))
+    return program(*arguments), Counter(arrays)
+
+
+def close(actual, expected, tol=1e-9):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tol, atol=tol), actual, expected
+    )
+
+
+def is_split(tree, *spec):
+    return all(x.sharding.spec == P(*spec) for x in jax.tree.leaves(tree))
+
+
+def total(tree):
+    return sum(jnp.sum(jnp.cos(x)) for x in jax.tree.leaves(tree))
+
+
+def slope_of(run):
+    return lambda W, x: jax.grad(lambda W: total(run(network(W), x)))(W)
+
+
+def sharded_batch():
+    """The batch stays where it is, and nothing but booleans and counts is exchanged."""
+    batch = placed(x0, mesh_of(("samples", 8)), "samples")
+    for run in RUNS.values():
+        expected = run(network(W), x0)
+        ends, exchanged = compiled(run, network(W), batch)
+        for x in (ends, run(network(W), batch)):
+            close(x, expected)
+            assert is_split(x, "samples")
+        assert set(exchanged) <= {"pred[]", "s64[]", "s32[]"}, exchanged
+    for run in (RUNS["relax"], RUNS["solve"]):
+        close(jax.jit(slope_of(run))(W, batch), slope_of(run)(W, x0))
+
+
+def errors():
+    """Errors are raised as on one device; in a program for several they are NaN."""
+    batch = placed(x0, mesh_of(("samples", 8)), "samples")
+    bad = {**batch, "x": batch["x"].at[3, 1].set(jnp.nan)}
+    for name in ("relax", "solve"):
+        expect(ValueError, "got 1 NaN or infinite of 80 entries", RUNS[name], network(W), bad)
+        ends = jax.jit(RUNS[name])(network(W), bad)
+        assert all(bool(jnp.isnan(x).all()) for x in jax.tree.leaves(ends))
+    short = {"solver": hl.ETD2RK(), "max_steps": 2}
+    expect(RuntimeError, r"in 16 of 16 samples.*after 2 of 2", hl.relax, network(W), batch, **short)
+    expect(RuntimeError, "max_steps", hl.solve, network(W), batch, 1e3, max_steps=2)
+    expect(ValueError, "t1 > t0", hl.solve, network(W), batch, -1.0)
+
+
+def under_shard_map():
+    """Each device stops by itself, and gradients are those of the whole batch."""
+    mesh = mesh_of(("samples", 8))
+    batch = placed(x0, mesh, "samples")
+    for name, run in RUNS.items():
+        expected = run(network(W), x0)
+        for check in (True, False) if name == "relax" else (True,):
+            specs = {"mesh": mesh, "in_specs": (P(), P("samples")), "check_vma": check}
+            by_device = jax.shard_map(
+                lambda W, x, run=run: run(network(W), x), **specs, out_specs=P("samples")
+            )
+            ends, exchanged = compiled(by_device, W, batch)
+            close(ends, expected)
+            assert not exchanged
+            if name == "solve" or not check:
+                outside = jax.grad(lambda W, x, run=by_device: total(run(W, x)))
+                close(jax.jit(outside)(W, batch), slope_of(run)(W, x0))
+        if name == "relax":
+            within = jax.shard_map(
+                slope_of(run), mesh=mesh, in_specs=(P(), P("samples")), out_specs=P()
+            )
+            close(jax.jit(within)(W, batch), slope_of(run)(W, x0))
+    run = jax.shard_map(
+        lambda patterns, x: memory(patterns).energy_and_dEdg({"x": x}),
+        mesh=mesh,
+        in_specs=(P(), P("samples")),
+        out_specs=(P("samples"), P("samples")),
+    )
+    close(run(patterns, batch["x"]), memory(patterns).energy_and_dEdg(queries))
+
+
+def sharded_memory():
+    """The patterns stay where they are; a drive reduces one state and some numbers per sample."""
+    mesh = mesh_of(("samples", 2), ("patterns", 4))
+    rows = placed(patterns, mesh, "patterns")
+    batch = placed(queries, mesh, "samples")
+    for name, lagrangian in MEMORIES.items():
+
+        def drive(patterns, x, lagrangian=lagrangian):
+            return memory(patterns, lagrangian).dEdg(x)
+
+        expected = drive(patterns, queries)
+        for x, axes in ((queries, ()), (batch, ("samples",))):
+            result, exchanged = compiled(drive, rows, x)
+            close(result, expected)
+            assert is_split(result, *axes)
+            samples = SAMPLES // (2 if axes else 1)
+            reduced = {"pred[]", f"f64[{samples}]", f"f64[{samples},{UNITS}]"}
+            assert set(exchanged) <= reduced, (name, exchanged)
+            assert exchanged[f"f64[{samples},{UNITS}]"] == 1, (name, exchanged)
+
+
+def memory_and_batch():
+    """Both at once: relaxation, its implicit gradients, and a step of training."""
+    mesh = mesh_of(("samples", 2), ("patterns", 4))
+    rows = placed(patterns, mesh, "patterns")
+    batch = placed(queries, mesh, "samples")
+    targets = placed(queries["x"][::-1], mesh, "samples")
+
+    def loss(patterns, x, targets, lagrangian):
+        rest = hl.relax(memory(patterns, lagrangian), x).x["x"]
+        return jnp.mean((rest - targets) ** 2)
+
+    # The threshold of sparsemax takes two passes, of which each has a part of the gradient.
+    for name, passes in {"softmax": 1, "sparsemax": 2}.items():
+
+        def step(patterns, x, targets, lagrangian=MEMORIES[name]):
+            value, slope = jax.value_and_grad(loss)(patterns, x, targets, lagrangian)
+            return value, patterns - 0.1 * slope
+
+        expected = step(patterns, queries, queries["x"][::-1])
+        (value, trained), exchanged = compiled(step, rows, batch, targets)
+        close((value, trained), expected)
+        assert is_split(trained, "patterns"), trained.sharding
+        assert not any(str(PATTERNS) in array for array in exchanged), exchanged
+        assert exchanged[f"f64[{PATTERNS // 4},{UNITS}]"] == passes, exchanged
+    end = jax.jit(RUNS["solve"])(memory(rows), batch)
+    close(end, RUNS["solve"](memory(patterns), queries))
+
+
+def explicit_axes():
+    """An error says what to write instead, which works."""
+    mesh = mesh_of(("samples", 8), kind=AxisType.Explicit)
+    batch, rows = placed(x0, mesh, "samples"), placed(patterns, mesh, "samples")
+    message = "automatic axes, got explicit ones.*auto_axes"
+    for run in RUNS.values():
+        for call in (run, jax.jit(run)):
+            expect(ValueError, message, call, network(W), batch)
+    expect(ValueError, message, lambda: memory(rows).energy(queries))
+    relaxed = auto_axes(
+        lambda x: RUNS["relax"](network(W), x), out_sharding=NamedSharding(mesh, P("samples"))
+    )
+    close(relaxed(batch), RUNS["relax"](network(W), x0))
+    drive = auto_axes(
+        lambda rows: memory(rows).dEdg(queries), out_sharding=NamedSharding(mesh, P())
+    )
+    close(drive(rows), memory(patterns).dEdg(queries))
+    with jax.set_mesh(mesh):
+        close(hl.TanhLayer(UNITS).energy(batch["x"]), hl.TanhLayer(UNITS).energy(x0["x"]))
+        close(network(W).dEdg(batch), network(W).dEdg(x0))
+
+
+def expect(kind, message, fn, *arguments, **options):
+    """`fn` raises this error."""
+    with pytest.raises(kind, match=f"(?s){message}"):
+        fn(*arguments, **options)
+
+
+PROGRAMS = {
+    fn.__name__: fn
+    for fn in (
+        sharded_batch,
+        errors,
+        under_shard_map,
+        sharded_memory,
+        memory_and_batch,
+        explicit_axes,
+    )
+}
+
+
+if __name__ == "__main__":
+    streaming.FEW_SCORES = 0
+    PROGRAMS[sys.argv[1]]()
