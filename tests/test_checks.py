@@ -1,12 +1,15 @@
 """Reports of synapses, networks and models: wrong ones are caught by the law that they break."""
 
 import textwrap
+from typing import get_args
 
 import jax.numpy as jnp
 import pytest
 
 import hopfield_layers as hl
+from hopfield_layers.model import Flow
 from hopfield_layers.testing import (
+    assert_energy_descends,
     check_lagrangian,
     check_layer,
     check_model,
@@ -15,6 +18,7 @@ from hopfield_layers.testing import (
     parametrize_with_laws,
     Violation,
 )
+from hopfield_layers.testing.model_laws import descent_laws
 from hopfield_layers.testing.rest_laws import rest_laws
 from hopfield_layers.testing.verdict import excesses
 
@@ -80,6 +84,18 @@ def test_wrong_models(name):
     x = zoo_parts.STATES.get(name, jnp.zeros(5))
     report = check_model(model, x, bound=bound, max_examples=20)
     assert broken(report) == {("", law)}, report
+
+
+@pytest.mark.parametrize("flow", get_args(Flow))
+def test_a_rule_of_the_wrong_sign_is_caught_along_both_flows(flow):
+    synapse, _, _ = zoo_parts.SYNAPSES["a rule of the wrong sign"]
+    ham = zoo_parts.pair(synapse, hl.IdentityLayer(3), hl.IdentityLayer(2))
+    x = {"a": jnp.array([1.0, -0.5, 2.0]), "b": jnp.array([0.5, 1.0])}
+    with pytest.raises(Violation, match=r"^slope:"):
+        assert_energy_descends(ham, x, flow)
+    # Every step rises, so that the solve rejects all of them, and never gets anywhere.
+    laws = descent_laws(ham, x, flow)
+    assert excesses({"descent": laws["descent"][1:]})["descent"] > 1
 
 
 def test_costs_are_reported():

@@ -123,7 +123,7 @@ PAIR = [3, 2]
 # The synapse, the shapes and the law.
 SYNAPSES = {
     "a rule of the wrong sign": (Wrong(with_rule(cube, slope_of_cube(-1))), PAIR, "gradient"),
-    "a rule off by a factor": (Wrong(with_rule(cube, slope_of_cube(0.5))), PAIR, "gradient"),
+    "a rule off by a factor": (Wrong(with_rule(cube, slope_of_cube(1 + 1e-6))), PAIR, "gradient"),
     "a rule of the wrong sign for one layer": (
         Wrong(
             with_rule(

@@ -264,12 +264,10 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     bound = bound.astype(local.energy.dtype)
     terms = {"E(x)": local.energy, "bound": bound, "g(x)": local.g}
     tolerance = local.rounding + jnp.where(jnp.isfinite(bound), rounding(bound), 0)
+    results = {"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u}
     return {
-        "finite": [
-            finite(
-                {"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u}, is_decided=local.in_range
-            )
-        ],
+        # E = −∞ falls below every bound, and as no sum of its finite terms.
+        "finite": [finite(results, jnp.isneginf(local.energy), is_decided=local.in_range)],
         "batch": in_batch,
         "bounded": [Measured(local.energy, bound, tolerance, terms, inequality=True)],
     }
@@ -312,7 +310,8 @@ def _along(
         return laws, local.energy, local.rounding, error
 
     laws, energies, roundings, errors = jax.lax.map(at_step, (xs, rates))
-    # No step may lead above any state before it, so that rises below rounding don't add up.
+    # No step may lead above any state before it: where the controller allows an error eₙ at each,
+    # E(xₙ) − E(xₘ) ≤ eₘ + 2 Σ eₖ + eₙ over m < k < n, plus the rounding of these two energies.
     allowed = jnp.cumsum(2 * errors) - errors
     lowest = jax.lax.cummin(energies + roundings - allowed)
     before, after = lowest[:-1] + allowed[1:], energies[1:]
