@@ -1,13 +1,21 @@
-"""The laws of `hopfield_layers.testing`, over thousands of random cases of every Lagrangian.
+"""The laws of `hopfield_layers.testing`, over thousands of random cases of what is right.
 
-`python -m benchmarks.laws` counts violations: for the library's Lagrangians, with parameters and
-states of any size, there should be none. For each law the table has the number of examples, the
-largest excess in units of the rounding error that is allowed, and how many are more than 1.
+`python -m benchmarks.laws` counts violations: for the library's Lagrangians and synapses, with
+parameters and states of any size, and for random networks, there should be none. For each law the
+table has the number of examples, the largest excess in units of the rounding error that is allowed,
+and how many are more than 1.
+
+`python -m benchmarks.laws --examples 10000 --networks 200` is the full sweep, which takes hours:
+each structure of a network is compiled for itself, and drawn 50 times. `--minutes` begins nothing
+new after that time, and a line says how much was done; `--first-network` goes on from there.
 """
 
 import argparse
 import inspect
-from typing import Any, Literal
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -15,11 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import hopfield_layers as hl
-from hopfield_layers.testing import gradient_laws, lagrangian_laws, LAWS, model_laws
+from hopfield_layers.model import Flow
+from hopfield_layers.testing import (
+    energy_bound,
+    gradient_laws,
+    lagrangian_laws,
+    LAWS,
+    model_laws,
+    PROPERTIES,
+    rest_laws,
+    synapse_laws,
+)
 from hopfield_layers.testing.strategies import KINDS
+from hopfield_layers.testing.verdict import Laws
+from tests.instances import SYNAPSES
+from tests.networks import draws_of
 
 
-Flow = Literal["state", "activation"]
 RANGES = {
     "beta": (0.01, 100),
     "scale": (0.01, 100),
@@ -57,72 +77,132 @@ def layer_of(kind: Any, parameters: Any, bias: Any) -> hl.Layer:
     return hl.Layer(kind(**parameters), bias.shape, tau=2.0, bias=bias)
 
 
-def batches(rng: np.random.Generator, kind: Any, count: int, units: int, dtype: Any):
-    """Yields the laws at random states: those of single states, then those of solutions."""
+def of_lagrangian(
+    rng: np.random.Generator, kind: Any, count: int, units: int, dtype: Any
+) -> Iterator[Laws]:
+    """The laws at random states: those of the Lagrangian, then those of a layer with it."""
     cast = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
-    parameters, bias = drawn(rng, kind, count), cast(rng.normal(size=(count, units)))
-    x, y, moderate_states = (
-        cast(drawn_states(rng, count, units, most)) for most in (1e4, 1e4, 30.0)
-    )
-    cast_parameters = cast(parameters)
-    yield jax.vmap(lambda p, x, y: lagrangian_laws.measure(kind(**p), x, y))(cast_parameters, x, y)
+    parameters, bias = cast((drawn(rng, kind, count), rng.normal(size=(count, units))))
+    x, y, moderate = (cast(drawn_states(rng, count, units, most)) for most in (1e4, 1e4, 30.0))
+    yield jax.vmap(lambda p, x, y: lagrangian_laws.measure(kind(**p), x, y))(parameters, x, y)
+    yield from of_model(lambda p, bias: layer_of(kind, p, bias), (parameters, bias), moderate)
 
-    def bounded(p, bias, x):
-        return model_laws.bound_laws(layer_of(kind, p, bias), x)
 
-    yield jax.vmap(bounded)(cast_parameters, bias, moderate_states)
-    flows: tuple[Flow, ...] = ("state", "activation")
-    for flow in flows:
+def of_model(make: Callable[..., Any], parameters: Any, x: Any) -> Iterator[Laws]:
+    """The laws of models made of the parameters, at the states x; the first axis is of examples."""
 
-        def falls(p, bias, x, flow: Flow = flow):
-            layer = layer_of(kind, p, bias)
-            return model_laws.descent_laws(layer, x, flow, t1=20.0, max_steps=64)
+    def bounded(parameters, x):
+        model = make(*parameters)
+        bound = energy_bound(model) if isinstance(model, hl.Layer) else -jnp.inf
+        return model_laws.bound_laws(model, x, bound)
 
-        yield jax.vmap(falls)(cast_parameters, bias, moderate_states)
-    with jax.enable_x64(True):
-        wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
+    yield jax.vmap(bounded)(parameters, x)
+    for flow in get_args(Flow):
 
-        def gradients(p, bias, x):
-            return gradient_laws.gradient_laws(layer_of(kind, p, bias), x)
+        def falls(parameters, x, flow: Flow = flow):
+            model = make(*parameters)
+            slowest = jnp.max(jnp.stack([jnp.max(t) for t in jax.tree.leaves(model.tau)]))
+            return model_laws.descent_laws(model, x, flow, t1=10 * slowest, max_steps=64)
 
-        yield jax.vmap(gradients)(*wide((parameters, bias, moderate_states)))
+        yield jax.vmap(falls)(parameters, x)
+    yield jax.vmap(lambda p, x: gradient_laws.gradient_laws(make(*p), x))(parameters, x)
+
+
+def of_synapse(rng: np.random.Generator, synapse: Any, count: int, dtype: Any) -> Iterator[Laws]:
+    """The laws of a synapse of random weights at random activations."""
+    arrays, static = eqx.partition(synapse, eqx.is_inexact_array)
+    # Parameters that have to be positive stay so.
+    factors = lambda a: np.exp(rng.normal(size=(count, *a.shape)) / 2)
+    weights = jax.tree.map(lambda a: jnp.asarray(a * factors(a), dtype), arrays)
+
+    def states():
+        return tuple(
+            jnp.asarray(drawn_states(rng, count, math.prod(shape), 1e4), dtype).reshape(-1, *shape)
+            for shape in synapse.shapes
+        )
+
+    def laws(weights, gs, others):
+        return synapse_laws.synapse_laws(eqx.combine(weights, static), gs, others)
+
+    yield jax.vmap(laws)(weights, states(), states())
+
+
+def of_network(seed: int, count: int) -> Iterator[Laws]:
+    """The laws of random networks of one structure, and of their rests."""
+    draw, keys = draws_of(seed), jax.random.split(jax.random.key(seed), count)
+    x0 = jax.vmap(lambda key: draw(key)[1])(keys)
+    yield from of_model(lambda key: draw(key)[0], (keys,), x0)
+    yield jax.vmap(lambda key, x0: rest_laws.rest_laws(draw(key)[0], x0))(keys, x0)
+
+
+class Table:
+    """For each law the number of examples, the largest excess and the number of violations."""
+
+    def __init__(self):
+        self.rows: dict[str, list[float]] = {law: [0, 0.0, 0] for law in LAWS}
+
+    def add(self, name: str, count: int, batches: Iterator[Laws]) -> None:
+        """Adds the laws of an object, and prints the largest excess of each."""
+        found: dict[str, float] = {}
+        for laws in batches:
+            for law in laws.keys() - PROPERTIES.keys():
+                excess = [each.excess().reshape(count, -1) for each in laws[law]]
+                worst = np.max(np.concatenate(excess, axis=1), axis=1, initial=0)
+                found[law] = max(found.get(law, 0.0), float(np.max(worst)))
+                row = self.rows[law]
+                row[:] = row[0] + count, max(row[1], found[law]), row[2] + int(np.sum(worst > 1))
+        print(
+            name, ", ".join(f"{law} {found[law]:.2g}" for law in LAWS if law in found), flush=True
+        )
+        jax.clear_caches()
+        eqx.clear_caches()
+
+    def __str__(self) -> str:
+        lines = [f"\n{'law':18}{'examples':>10}{'worst':>10}{'violated':>9}"]
+        for law, (count, worst, violated) in self.rows.items():
+            # The laws about scalars, dtypes and jit have no excess: the tests check them.
+            lines += [f"{law:18}{count:>10}{worst:>10.2g}{violated:>9}"] * (count > 0)
+        return "\n".join(lines)
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Iterator[Laws]]]:
+    """The name of each object, the number of its examples, and its laws, which are lazy."""
+    count, each, only = arguments.examples, arguments.each, arguments.only
+    for dtype in map(jnp.dtype, arguments.dtypes):
+        for i, kind in enumerate(KINDS):
+            if only is None or kind.__name__ in only:
+                rng = np.random.default_rng(i)
+                laws = of_lagrangian(rng, kind, count, arguments.units, dtype)
+                yield kind.__name__, count, laws
+        for i, (name, synapse) in enumerate(SYNAPSES.items()):
+            if only is None or name in only:
+                yield name, count, of_synapse(np.random.default_rng(i), synapse, count, dtype)
+    for seed in range(arguments.first_network, arguments.first_network + arguments.networks):
+        yield f"network {seed}", each, of_network(seed, each)
 
 
 def main() -> None:
-    """Prints the excess of each Lagrangian, and the table of the laws."""
+    """Prints the excess of each object, and the table of the laws."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=1000, help="of each Lagrangian")
+    parser.add_argument("--examples", type=int, default=1000, help="of each Lagrangian and synapse")
+    parser.add_argument("--networks", type=int, default=10, help="structures of random networks")
+    parser.add_argument("--first-network", type=int, default=0, help="the seed of the first one")
+    parser.add_argument("--each", type=int, default=50, help="networks of each structure")
     parser.add_argument("--units", type=int, default=5)
-    parser.add_argument("--only", nargs="*", help="names of Lagrangians")
+    parser.add_argument("--only", nargs="*", help="names of Lagrangians and synapses; may be empty")
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--dtypes", nargs="*", default=["float32"])
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    total: dict[str, list[float]] = {law: [0, 0.0, 0] for law in LAWS}
-    for i, kind in enumerate(KINDS):
-        if arguments.only and kind.__name__ not in arguments.only:
-            continue
-        rng, excesses_by_law = np.random.default_rng(i), {}
-        for dtype in map(jnp.dtype, arguments.dtypes):
-            for laws in batches(rng, kind, arguments.examples, arguments.units, dtype):
-                for law, verdicts in laws.items():
-                    # The first axis is that of examples.
-                    excess = [each.excess().reshape(arguments.examples, -1) for each in verdicts]
-                    worst = np.max(np.concatenate(excess, axis=1), axis=1, initial=0)
-                    excesses_by_law[law] = max(excesses_by_law.get(law, 0.0), float(np.max(worst)))
-                    row = total[law]
-                    row[0] += arguments.examples
-                    row[1] = max(row[1], excesses_by_law[law])
-                    row[2] += int(np.sum(worst > 1))
-        found = ", ".join(f"{law} {worst:.2g}" for law, worst in excesses_by_law.items())
-        print(kind.__name__, found)
-        jax.clear_caches()
-        eqx.clear_caches()
-    # The laws about scalars, dtypes and jit have no excess: the tests check them.
-    print(f"\n{'law':16}{'examples':>10}{'worst':>10}{'violated':>9}")
-    for law, (count, worst, violated) in total.items():
-        if count:
-            print(f"{law:16}{count:>10}{worst:>10.2g}{violated:>9}")
-    raise SystemExit(any(violated for _, _, violated in total.values()))
+    table, end = Table(), time.monotonic() + 60 * arguments.minutes
+    cases = list(_cases(arguments))
+    for done, (name, count, batches) in enumerate(cases):
+        if time.monotonic() > end:
+            print(f"Out of time before {name}: {done} of {len(cases)} objects were tried.")
+            break
+        table.add(name, count, batches)
+    print(table)
+    raise SystemExit(any(violated for _, _, violated in table.rows.values()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ What each file tests:
 | the mathematics | |
 |---|---|
 | `test_accuracy` | L, g and E of every Lagrangian are within a few ulps of mpmath |
-| `test_laws` | the laws of `hopfield_layers.testing` hold for every instance |
+| `test_laws` | the laws of `hopfield_layers.testing` hold for every Lagrangian and layer |
 | `test_reference` | the numbers are those of HAMUX 0.1.0, the system that this library ports |
 | `test_energy_transformer` | the example's block is that of the paper |
 | `test_retrieval` | memories retrieve as much as was published |
@@ -41,6 +41,7 @@ What each file tests:
 | the tools and the house | |
 |---|---|
 | `test_testing` | the laws reject every wrong model of `zoo`, by the right name |
+| `test_checks` | reports find every synapse, network and model right, and `zoo_parts` wrong |
 | `test_plotting` | pictures show the right numbers |
 | `test_messages` | wrong arguments are errors that say what to write instead |
 | `test_docs` | docstrings and README run, and name everything that is public |
@@ -51,7 +52,8 @@ What each file tests:
 |---|---|
 | `instances` | one of everything, for the laws to run over |
 | `networks` | chains, binary networks and random ones, which relax |
-| `zoo` | wrong models, with the law that each breaks |
+| `zoo` | wrong Lagrangians and models, with the law that each breaks |
+| `zoo_parts` | likewise synapses, networks and models, for reports |
 | `accuracy` | the exact values, and the errors in ulps |
 | `compiling` | programs optimized as users compile them |
 | `counting` | how often a run evaluates ∂E/∂g |

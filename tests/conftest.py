@@ -7,6 +7,7 @@ import jaxtyping
 import pytest
 
 
+pytest_plugins = ["pytester"]
 jax.config.update("jax_enable_x64", True)
 
 # A test runs each of its programs once, so that compilation takes nine tenths of the time, and XLA

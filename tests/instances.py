@@ -153,7 +153,13 @@ NETWORKS = {
     "memory": Memory(jr.normal(jr.key(1), (7, 5)), jnp.array(3.0), jnp.array(0.7)),
     "springs": Springs(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 0.0, -2.0]), jnp.array(0.5)),
 }
-
+# States of those, which don't declare their shapes.
+TEMPLATES = {
+    "tanh and softmax": {"a": jnp.zeros(5), "b": jnp.zeros(4)},
+    "identity and ReLU": {"a": jnp.zeros(5), "b": jnp.zeros(4)},
+    "memory": jnp.zeros(5),
+    "springs": jnp.zeros(3),
+}
 Draw = Callable[..., Array]
 
 
@@ -289,3 +295,17 @@ def _hams(normal: Draw) -> dict[str, Any]:
 
 
 HAMS = _hams(draws(21))
+
+# Lower bounds of the models for which `energy_bound` knows none, where there is one.
+BOUNDS = {
+    # ½‖x‖² − max x·pattern − lse(0)
+    "memory": lambda m: -jnp.max(jnp.sum(m.patterns**2, 1)) / 2 - jnp.log(7) / m.beta,
+    "springs": lambda m: -5.0,
+    "tanh and softmax": lambda m: m.layers["b"].energy_bound() - jnp.sum(jnp.abs(m.W)),
+    # The repulsion is not negative, and the ripple is at least −0.3 for each of its three units.
+    "shared": lambda m: (
+        sum(layer.energy_bound() for layer in m.layers.values())
+        - jnp.sum(jnp.abs(m.synapses["triple"].W))
+        - 0.9
+    ),
+}

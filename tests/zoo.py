@@ -297,7 +297,7 @@ MODELS = {
                 layer.g(x), x - BIAS, jnp.sum(jnp.log(jnp.cosh(2 * (x - BIAS))) / 2, axis=-1)
             )
         ),
-        "drive",
+        "slope",
         {},
     ),
     "a network without a bound": (

@@ -1,8 +1,9 @@
 """Laws of energy, to test your own Lagrangians, layers and networks against.
 
 The strategies draw them and their states with Hypothesis, and the laws raise an `AssertionError`
-that says which of them is broken, where and by how much. `check_lagrangian` does all of it at once.
-Needs the extra `testing`.
+that says which of them is broken, where and by how much. `check_lagrangian`, `check_layer`,
+`check_synapse`, `check_network` and `check_model` try all of them at once. Needs the extra
+`testing`.
 """
 
 try:
@@ -14,17 +15,25 @@ except ImportError as error:
     ) from error
 
 from .bounds import energy_bound as energy_bound
+from .checks import (
+    check_lagrangian as check_lagrangian,
+    check_layer as check_layer,
+    check_model as check_model,
+    check_network as check_network,
+    check_synapse as check_synapse,
+)
 from .gradient_laws import assert_gradients as assert_gradients
 from .lagrangian_laws import assert_lagrangian as assert_lagrangian
 from .model_laws import (
     assert_energy_bounded as assert_energy_bounded,
     assert_energy_descends as assert_energy_descends,
 )
-from .report import check_lagrangian as check_lagrangian, Finding as Finding, Report as Report
+from .parametrize import parametrize_with_laws as parametrize_with_laws
+from .report import Finding as Finding, Report as Report
 from .strategies import (
     lagrangians as lagrangians,
     layers as layers,
     networks as networks,
     states as states,
 )
-from .verdict import LAWS as LAWS, Violation as Violation
+from .verdict import LAWS as LAWS, PROPERTIES as PROPERTIES, Violation as Violation

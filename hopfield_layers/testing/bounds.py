@@ -3,9 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
 import hopfield_layers as hl
+
+from .kinds import checked_model
+from .verdict import Measured, rounding
 
 
 # The bounds hold for the library's own formulas, so classes are compared by identity.
@@ -48,12 +52,42 @@ def energy_bound(model: hl.AbstractEnergyModel) -> Float[Array, ""] | None:
     return None if descent is None else sum(bounds, -descent)
 
 
-def checked_model(model: hl.AbstractEnergyModel) -> hl.AbstractEnergyModel:
-    """The model, or an error that names what it should be."""
-    if isinstance(model, hl.AbstractEnergyModel):
-        return model
-    instead = "Layer(lagrangian, shape)" if isinstance(model, hl.AbstractLagrangian) else "a Layer"
-    raise TypeError(f"Expected an AbstractEnergyModel, {instead} for instance, got {model!r}.")
+def falls_without_end(model: hl.AbstractEnergyModel, x: PyTree) -> Measured:
+    """A search for an energy without a lower bound, in float64: along a ray away from x, and along
+    one in the direction to which repeated updates x ← x − u/2 lead from there.
+
+    E falls without end if, as x becomes 2¹⁰ times as large twice, it falls by more than 2⁵ times as
+    much each time, or if it leaves the range on the way. Not finding that proves nothing.
+    """
+    start, unravel = ravel_pytree(x)
+
+    def update(_, x):
+        moved = x - ravel_pytree(model.dEdg(unravel(x)))[0] / 2
+        length = jnp.linalg.norm(moved)
+        # Powers of a linear map, which converge to its steepest direction, stay in range.
+        moved = jnp.where(length > 1e3, moved * (1e3 / length), moved)
+        return jnp.where(jnp.isfinite(moved), moved, x)
+
+    directions = jnp.stack([start, jax.lax.fori_loop(0, 64, update, start)])
+    scales = 2.0 ** jnp.arange(31.0)
+
+    def along(direction):
+        def at(scale):
+            state = unravel(scale * direction)
+            products = scale * direction * ravel_pytree(model.activations(state))[0]
+            energy = model.energy(state)
+            return energy + rounding(energy, jnp.sum(jnp.abs(products)), start.size)
+
+        return jax.lax.map(at, scales)
+
+    energies = jax.lax.map(along, directions)
+    ten, twenty, thirty = energies[:, 10::10].T
+    falls = (ten < 0) & (twenty < 32 * ten) & (thirty < 32 * twenty)
+    lowest = jnp.min(energies, axis=1, where=jnp.isfinite(energies), initial=0)
+    falls |= lowest < -1e100
+    worst = jnp.argmin(jnp.where(falls, lowest, jnp.inf))
+    terms = {"x": directions[worst], "E at 1, 2, 4, … times x": energies[worst]}
+    return Measured(jnp.where(falls[worst], lowest[worst], 0), 0.0, 0.5, terms, True, "any bound")
 
 
 def _descent_by_squares(ham: hl.HAM) -> Array | None:

@@ -9,10 +9,20 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
 from .._conversion import as_float
-from ..lagrangians import AbstractLagrangian, as_lagrangian
-from ..model import AbstractEnergyModel
+from ..lagrangians import AbstractLagrangian
 from ..synapses.base import LagrangianLike
-from .verdict import abs_product, check, finite, LAWS, Laws, Measured, rounding, Violation
+from .kinds import checked_lagrangian
+from .verdict import (
+    abs_product,
+    broken_by_errors,
+    check,
+    dtypes,
+    finite,
+    Laws,
+    Measured,
+    rounding,
+    Violation,
+)
 
 
 def assert_lagrangian(
@@ -50,19 +60,10 @@ def assert_lagrangian(
     check(laws, {"Lagrangian": lagrangian, "x": x, "y": y})
 
 
-def checked_lagrangian(lagrangian: LagrangianLike) -> AbstractLagrangian:
-    """`as_lagrangian`, with an error for a model that names the function to use instead."""
-    if isinstance(lagrangian, AbstractEnergyModel):
-        raise TypeError(
-            f"Expected a Lagrangian, got a {type(lagrangian).__name__}: pass layer.lagrangian, or "
-            "check the model itself with assert_energy_bounded(model, x)."
-        )
-    return as_lagrangian(lagrangian)
-
-
 def lagrangian_laws(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     """`measure` under jit, or a [`Violation`][] if it can't be evaluated."""
-    return _evaluated(eqx.filter_jit(measure), lagrangian, x, y)
+    with broken_by_errors():
+        return eqx.filter_jit(measure)(lagrangian, x, y)
 
 
 def jit_laws(lagrangian: AbstractLagrangian, x: Array) -> Laws:
@@ -76,25 +77,12 @@ def jit_laws(lagrangian: AbstractLagrangian, x: Array) -> Laws:
     return {"jit": measured}
 
 
-def check_dtypes(lagrangian: AbstractLagrangian, shape: tuple[int, ...]) -> int:
-    """The number of dtypes that L, g and E keep, or a [`Violation`][] if they don't keep all."""
-    dtypes = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.result_type(float))
-    for dtype in dtypes:
-        _evaluated(_check_results, lagrangian, jax.ShapeDtypeStruct(shape, dtype))
-    return len(dtypes)
-
-
-def _evaluated(fn: Callable, *args: object):
-    """`fn(*args)`, or a [`Violation`][] if it can't be evaluated."""
-    try:
-        return fn(*args)
-    except Violation:
-        raise
-    except Exception as error:
-        # The text is that of `CallableLagrangian` for a callable that returns no scalar.
-        law = "scalar" if str(error).startswith("A Lagrangian returns a real scalar") else "jit"
-        text = f"{LAWS[law]}: under jit that raises {type(error).__name__}: {error}"
-        raise Violation(law, text) from error
+def dtype_laws(lagrangian: AbstractLagrangian, shape: tuple[int, ...]) -> Laws:
+    """The laws of the shapes and the dtypes of L, g and E."""
+    for dtype in dtypes():
+        with broken_by_errors():
+            _check_results(lagrangian, jax.ShapeDtypeStruct(shape, dtype))
+    return {law: [Measured(0.0, 0.0, 1.0, {})] for law in ("scalar", "dtype")}
 
 
 def _functions(lagrangian: AbstractLagrangian) -> dict[str, Callable[[Array], Array]]:

@@ -1,5 +1,7 @@
 """The laws of layers, networks and models of your own."""
 
+from typing import get_args
+
 import diffrax
 import equinox as eqx
 import jax
@@ -12,8 +14,22 @@ from .._conversion import as_float
 from ..dynamics import energy_descent, EnergyFlow, solve
 from ..dynamics.descent import is_descent
 from ..model import AbstractEnergyModel, Flow, StateLike
-from .bounds import checked_model, energy_bound
-from .verdict import abs_product, check, finite, Laws, Measured, rounding, Violation
+from .bounds import energy_bound, falls_without_end
+from .differences import compared, directions_of, filter_jit, in_float64, jump
+from .kinds import checked_model
+from .verdict import (
+    abs_product,
+    broken_by_errors,
+    check,
+    finite,
+    Laws,
+    Measured,
+    rounding,
+    Violation,
+)
+
+
+_MANY = 32  # rejected steps: the last one is then 1e-19 of the first, if not for accepted ones
 
 
 def assert_energy_bounded(
@@ -36,15 +52,20 @@ def assert_energy_bounded(
         >>> hl.testing.assert_energy_bounded(hl.ExpLayer(2), jnp.zeros(2), bound=-2.0)
     """
     model, x = checked_model(model), jax.tree.map(as_float, x)
-    check(bound_laws(model, x, bound), {"model": model, "x": x})
-
-
-def bound_laws(model: AbstractEnergyModel, x: PyTree, bound: ArrayLike | None = None) -> Laws:
-    """The laws of the energy at x and of batches."""
     bound = energy_bound(model) if bound is None else bound
     if bound is None:
         raise ValueError(f"Expected a bound: none is known for this {type(model).__name__}.")
-    return _bounded(model, x, jnp.asarray(bound))
+    check(bound_laws(model, x, bound), {"model": model, "x": x})
+
+
+def bound_laws(model: AbstractEnergyModel, x: PyTree, bound: ArrayLike | None) -> Laws:
+    """The laws of the energy at x and of batches; without a bound, a search for a fall."""
+    with broken_by_errors():
+        laws = _bounded(model, x, jnp.asarray(-jnp.inf if bound is None else bound))
+        if bound is None:
+            with jax.enable_x64(True):
+                laws["bounded"] = [filter_jit(falls_without_end)(*in_float64((model, x)))]
+    return laws
 
 
 def assert_energy_descends(
@@ -60,8 +81,10 @@ def assert_energy_descends(
 ) -> None:
     """∂E/∂x = H u and dE/dt ≤ 0 at every step of a solve, and E falls from step to step.
 
-    Up to 64 ε of their terms. Controllers other than [`hopfield_layers.energy_descent`][] may miss
-    the descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
+    Up to 64 ε of their terms. ∂E/∂x at x0 is that of central differences of E in float64, so that
+    no custom rule of a derivative is trusted. A solve that rejects every step while dE/dt < 0
+    doesn't descend. Controllers other than [`hopfield_layers.energy_descent`][] may miss the
+    descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
     estimate fails, as at the limit of its stability.
 
     **Arguments:**
@@ -94,24 +117,70 @@ def descent_laws(
         controller = energy_descent(diffrax.PIDController(rtol=1e-3, atol=1e-6), field)
     if t1 is None:
         t1 = 10 * max(float(jnp.max(tau)) for tau in jax.tree.leaves(model.tau))
-    options = {"max_steps": 256} | options | {"stepsize_controller": controller, "flow": flow}
-    options |= {"saveat": diffrax.SaveAt(t0=True, steps=True), "throw": False}
-    solution = solve(model, x0, t1, **options)  # pyright: ignore[reportArgumentType]
+    options = {"max_steps": 256} | options | {"stepsize_controller": controller}
+    # Numbers of Python's would be compiled in.
+    times = jax.tree.map(jnp.asarray, {"t1": t1, "dt0": options.pop("dt0", None)})
+    steps, end = _solved(field, x0, times, options)
+    # The laws only read the model and the inputs, so that both flows share one program.
+    either = EnergyFlow(model, inputs=field.inputs)
+    return _along(either, *steps) | _time_constants(model) | slope_laws(either, x0, end)
+
+
+@filter_jit
+def _solved(field: EnergyFlow, x0: PyTree, times: dict[str, Array | None], options: dict):
+    """The times, states, rates and tolerances of a solve's steps, the time that was left at the
+    last rejected ones, and the end.
+    """
+    options |= {"saveat": diffrax.SaveAt(t0=True, steps=True), "throw": False, "flow": field.flow}
+    solution = solve(field.model, x0, **times, **options)
     assert solution.ts is not None
     # The padding after the last step is filled with copies of it.
     indices = jnp.minimum(jnp.arange(solution.ts.size), jnp.sum(jnp.isfinite(solution.ts)) - 1)
     ts, xs = jax.tree.map(lambda leaf: leaf[indices], (solution.ts, solution.ys))
-    rates = eqx.filter_jit(jax.lax.map)(eqx.Partial(field, jnp.zeros(())), xs)
+    rates = jax.lax.map(eqx.Partial(field, jnp.zeros(())), xs)
+    controller = options["stepsize_controller"]
     relative, absolute = (
         jnp.asarray(0.0 if is_descent(controller) else getattr(controller, name, 0.0))
         for name in ("rtol", "atol")
     )
-    # The laws only read the model and the inputs, so that both flows share one program.
-    either = EnergyFlow(model, inputs=field.inputs)
-    return _along(either, ts, xs, rates, relative, absolute) | _time_constants(model)
+    is_cut = (ts[-1] < times["t1"]) & (solution.stats["num_rejected_steps"] > _MANY)
+    left = jnp.where(is_cut, times["t1"] - ts[-1], 0.0)
+    return (ts, xs, rates, relative, absolute, left), jax.tree.map(lambda leaf: leaf[-1], xs)
 
 
-class _Local:
+def flow_laws(model: AbstractEnergyModel, x0: PyTree) -> Laws:
+    """`descent_laws` of both flows, by a solver of few stages, which compiles fast."""
+    with broken_by_errors("descent"):
+        state, activation = (
+            descent_laws(model, x0, flow, solver=diffrax.Heun()) for flow in get_args(Flow)
+        )
+    return {law: measured + activation[law] for law, measured in state.items()}
+
+
+def slope_laws(field: EnergyFlow, x: PyTree, y: PyTree) -> Laws:
+    """The laws of the energy's slope at x, and of its path from x to y, by differences."""
+    with jax.enable_x64(True):
+        return _by_differences(*in_float64((field, x, y)))
+
+
+@filter_jit
+def _by_differences(field: EnergyFlow, x: PyTree, y: PyTree) -> Laws:
+    start, unravel = ravel_pytree(x)
+    end, _ = ravel_pytree(y)
+
+    def energy(x):
+        return field.energy(jnp.zeros(()), unravel(x))
+
+    def products(x):
+        return jnp.sum(jnp.abs(x * ravel_pytree(field.model.activations(unravel(x)))[0]))
+
+    names, directions = directions_of(x, start, num_random=2)
+    names = [f"x{name}" if name[:1] != "r" else name for name in names]
+    slopes = compared(lambda x: energy(x)[None], start, names, directions, products(start))
+    return {"slope": slopes, "continuous": [jump(energy, start, end, products)]}
+
+
+class Local:
     """A model at one state: ∂E/∂x is the slope, H u the force, |H| the curvature."""
 
     def __init__(self, field: EnergyFlow, x: PyTree):
@@ -142,16 +211,47 @@ class _Local:
         self.curvature_at_0 = jnp.nan_to_num(jnp.abs(hessians[-1]), nan=0, posinf=0)
         products = jnp.sum(jnp.abs(self.x * self.g)), jnp.sum(jnp.abs(self.x * self.slope))
         self.rounding = rounding(self.x.size, self.energy, *products)  # of the energy
+        # Where an activation leaves the range, so may what is made of it, and ∞ − ∞ is NaN.
+        self.in_range = ~jnp.isinf(jnp.max(jnp.abs(jnp.append(self.x * self.g, self.g)), initial=0))
 
 
-@eqx.filter_jit
+def dtype_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
+    """The law of the dtypes of E, g and u, of a model and states of float32."""
+    like = jax.tree.map(
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if eqx.is_inexact_array(leaf) else leaf
+        ),
+        (model, x),
+    )
+    for name in ("energy", "activations", "dEdg"):
+        with broken_by_errors():
+            results = eqx.filter_eval_shape(lambda m, x, name=name: getattr(m, name)(x), *like)
+        for result in jax.tree.leaves(results):
+            if result.dtype != jnp.float32:
+                raise Violation("dtype", f"{name} gives {result.dtype} for a state in float32.")
+    return {"dtype": [Measured(0.0, 0.0, 1.0, {})]}
+
+
+def repeated_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
+    """The law of jit: E is the same without jit, and again."""
+    with broken_by_errors():
+        (by_jit,) = _bounded(model, x, jnp.asarray(-jnp.inf))["bounded"]
+        energies = {name: model.energy(x) for name in ("E(x)", "E(x) once more")}
+    measured = [
+        Measured(energy, by_jit.left, by_jit.tolerance, {"by jit": by_jit.left}, subject=name)
+        for name, energy in energies.items()
+    ]
+    return {"jit": measured}
+
+
+@filter_jit
 def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     # x between two other samples, on which its results must not depend.
     other = jax.tree.map(lambda x: 1 - x[::-1] / 2 if x.ndim else 1 - x / 2, x)
     batch = jax.tree.map(lambda x, other: jnp.stack([other, x, other]), x, other)
     _check_shapes(model, x, ())
     _check_shapes(model, batch, (3,))
-    local = _Local(EnergyFlow(model), x)
+    local = Local(EnergyFlow(model), x)
     rounding_effect = jnp.sum(abs_product(local.curvature, local.x), axis=1)
     in_batch = []
     for name, fn, alone, tolerance in (
@@ -163,9 +263,11 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
         in_batch.append(Measured(flat.reshape(alone.shape), alone, tolerance, {}, subject=name))
     bound = bound.astype(local.energy.dtype)
     terms = {"E(x)": local.energy, "bound": bound, "g(x)": local.g}
-    tolerance = local.rounding + rounding(bound)
+    tolerance = local.rounding + jnp.where(jnp.isfinite(bound), rounding(bound), 0)
+    results = {"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u}
     return {
-        "finite": [finite({"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u})],
+        # E = −∞ falls below every bound, and as no sum of its finite terms.
+        "finite": [finite(results, jnp.isneginf(local.energy), is_decided=local.in_range)],
         "batch": in_batch,
         "bounded": [Measured(local.energy, bound, tolerance, terms, inequality=True)],
     }
@@ -183,12 +285,16 @@ def _check_shapes(model: AbstractEnergyModel, x: PyTree, batch: tuple[int, ...])
             raise Violation("batch", text)
 
 
-@eqx.filter_jit
-def _along(field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: Array) -> Laws:
-    """The laws of the field at each step, and E(xₙ) ≥ E(xₙ₊₁)."""
+@filter_jit
+def _along(
+    field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: Array, left: Array
+) -> Laws:
+    """The laws of the field at each step, and E(xₙ) ≥ E(xₙ₊₁); `left` is the time of a solve cut
+    short.
+    """
 
     def at_step(x_and_rate):
-        local, (rate, _) = _Local(field, x_and_rate[0]), ravel_pytree(x_and_rate[1])
+        local, (rate, _) = Local(field, x_and_rate[0]), ravel_pytree(x_and_rate[1])
         sizes = jnp.abs(local.u) + jnp.abs(local.x) + jnp.abs(local.g)
         size = jnp.sum(abs_product(local.curvature + local.curvature_at_0, sizes), axis=1)
         size += 1 + jnp.max(jnp.abs(local.g), initial=0) + jnp.abs(local.slope)
@@ -196,18 +302,28 @@ def _along(field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: A
         terms = {"x": local.x, "∂E/∂x": local.slope, "u": local.u}
         power, power_tolerance = jnp.sum(local.slope * rate), jnp.sum(tolerance * jnp.abs(rate))
         laws = {
-            "finite": finite(terms | {"H u": local.force}),
+            "finite": finite(terms | {"H u": local.force}, is_decided=local.in_range),
             "drive": Measured(local.slope, local.force, tolerance, terms),
             "dissipation": Measured(0.0, power, power_tolerance, terms | {"dx/dt": rate}, True),
         }
         error = jnp.sum(jnp.abs(local.slope) * (relative * jnp.abs(local.x) + absolute))
-        return laws, local.energy, local.rounding + error
+        return laws, local.energy, local.rounding, error
 
-    laws, energies, errors = jax.lax.map(at_step, (xs, rates))
-    before, after = energies[:-1], energies[1:]
+    laws, energies, roundings, errors = jax.lax.map(at_step, (xs, rates))
+    # No step may lead above any state before it: where the controller allows an error eₙ at each,
+    # E(xₙ) − E(xₘ) ≤ eₘ + 2 Σ eₖ + eₙ over m < k < n, plus the rounding of these two energies.
+    allowed = jnp.cumsum(2 * errors) - errors
+    lowest = jax.lax.cummin(energies + roundings - allowed)
+    before, after = lowest[:-1] + allowed[1:], energies[1:]
     terms = {"t": ts[1:], "E(xₙ₊₁)": after}
-    descent = Measured(before, after, errors[1:] + errors[:-1], terms, inequality=True)
-    return {law: [stack.worst()] for law, stack in laws.items()} | {"descent": [descent]}
+    tolerance = roundings[1:] + 0 * allowed[1:]  # undecided where an error is not finite
+    descent = Measured(before, after, tolerance, terms, inequality=True)
+    # A solve out of steps that didn't move although the energy would fall.
+    power, noise = laws["dissipation"].right[-1], roundings[0] + roundings[-1]
+    expected = jnp.where(energies[0] - energies[-1] <= noise, -power * left, 0)
+    terms = {"E(x₀)": energies[0], "t": ts[-1], "dE/dt": power}
+    stuck = Measured(0.0, expected, noise, terms, True, "a solve whose steps are rejected")
+    return {law: [stack.worst()] for law, stack in laws.items()} | {"descent": [descent, stuck]}
 
 
 def _time_constants(model: AbstractEnergyModel) -> Laws:
@@ -215,11 +331,15 @@ def _time_constants(model: AbstractEnergyModel) -> Laws:
 
     def doubled(path, leaf):
         name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
-        return 2 * leaf if name == "tau" and eqx.is_inexact_array_like(leaf) else leaf
+        # Equinox's is_inexact_array_like raises an error for a tracer of vmap.
+        is_number = eqx.is_inexact_array(leaf) or isinstance(leaf, float)
+        return 2 * leaf if name == "tau" and is_number else leaf
 
     slower = jax.tree_util.tree_map_with_path(doubled, model)
     if all(a is b for a, b in zip(*map(jax.tree.leaves, (slower, model)), strict=True)):
         return {}
     taus = zip(*map(jax.tree.leaves, (slower.tau, model.tau)), strict=True)
-    measured = [Measured(slow, 2 * tau, rounding(tau), {"τ": tau}) for slow, tau in taus]
+    measured = [
+        Measured(slow, 2 * tau, rounding(tau), {"τ": jnp.asarray(tau)}) for slow, tau in taus
+    ]
     return {"time constants": measured}

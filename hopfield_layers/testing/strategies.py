@@ -22,7 +22,7 @@ import hopfield_layers as hl
 from .._conversion import as_shape, ShapeLike
 from ..model import StateLike
 from ..synapses.base import LagrangianLike
-from .lagrangian_laws import checked_lagrangian
+from .kinds import checked_lagrangian
 
 
 _T = TypeVar("_T")

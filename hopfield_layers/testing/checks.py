@@ -1,0 +1,335 @@
+"""Every law of an object at once, as a report."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from hypothesis.strategies import SearchStrategy
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
+
+import hopfield_layers as hl
+
+from .._conversion import as_float, as_shape, ShapeLike
+from ..layers import Layer
+from ..model import AbstractEnergyModel, StateLike
+from ..network import Connection, HAM
+from ..synapses.base import as_shapes, LagrangianLike, SynapseLike
+from . import lagrangian_laws, model_laws, synapse_laws
+from .bounds import energy_bound
+from .cost_laws import cost_laws
+from .gradient_laws import gradient_laws
+from .kinds import checked_kind, checked_lagrangian, checked_model, checked_synapse
+from .report import Report
+from .rest_laws import rest_laws
+from .runs import report_of, Run
+from .strategies import states, ValueOrStrategy
+from .verdict import Laws, Violation
+
+
+Levels = list[list[Run]]
+Scale = ValueOrStrategy[int | float] | None
+
+
+def check_lagrangian(
+    lagrangian: LagrangianLike,
+    shape: ShapeLike = (5,),
+    *,
+    max_examples: int = 200,
+    scale: Scale = None,
+    dtype: DTypeLike | None = None,
+    extremes: bool = False,
+    progress: bool | None = None,
+    expected: Collection[str] = (),
+) -> Report:
+    """Every law of a Lagrangian, and of a layer with it, over drawn states: a table, no test.
+
+    The laws are those of [`hopfield_layers.testing.assert_lagrangian`][] and, if they hold, those
+    of [`hopfield_layers.testing.check_layer`][] for a layer with a bias and τ = 2. Every run draws
+    the same states, and moves from those that come closest to breaking a law to worse ones.
+
+    **Arguments:**
+
+    - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
+    - `shape`: the shape of the states, of a few dozen units at most.
+    - `max_examples`: how many pairs of states to draw; a tenth of it for gradients and solves.
+    - `scale`, `dtype`, `extremes`: as for [`hopfield_layers.testing.states`][]; plain callables
+        seldom survive extremes.
+    - `progress`: whether to show the progress on stderr. By default if that is a terminal.
+    - `expected`: names of laws that may be broken without ending the check.
+
+    **Returns:** A [`hopfield_layers.testing.Report`][], with the simplest counterexample that
+    Hypothesis finds for each law that is broken, and a program that reproduces it.
+
+    **Raises:** `TypeError` for what is no Lagrangian, such as a layer.
+
+    Examples:
+        >>> hl.testing.check_lagrangian(hl.LTanh(), max_examples=20).ok
+        True
+        >>> hl.testing.check_lagrangian(lambda x: jnp.sum(jnp.log(jnp.cosh(x))), max_examples=20).ok
+        False
+    """
+    lagrangian, shape = checked_lagrangian(lagrangian), as_shape(shape)
+    kinds = {"scale": scale, "dtype": dtype, "extremes": extremes}
+    levels = _of_lagrangian(lagrangian, shape, max_examples, kinds)
+
+    # What is no Lagrangian makes no layer, and the first level says why.
+    with contextlib.suppress(Violation):
+        lagrangian_laws.dtype_laws(lagrangian, shape)
+        bias = 0.5 * jnp.cos(jnp.arange(math.prod(shape))).reshape(shape)
+        layer = Layer(lagrangian, shape, tau=2.0, bias=bias)
+        levels += _of_model(layer, _moderate(shape, scale, dtype), max_examples)
+    return report_of(lagrangian, levels, progress, expected)
+
+
+def check_layer(
+    layer: Layer,
+    *,
+    max_examples: int = 200,
+    scale: Scale = None,
+    dtype: DTypeLike | None = None,
+    extremes: bool = False,
+    progress: bool | None = None,
+    expected: Collection[str] = (),
+) -> Report:
+    """Every law of a layer's Lagrangian and, if they hold, of the layer.
+
+    These are those of [`hopfield_layers.testing.assert_energy_bounded`][],
+    [`hopfield_layers.testing.assert_energy_descends`][] along both flows and
+    [`hopfield_layers.testing.assert_gradients`][], and that a drive evaluates the activation once
+    and compiles once. Arguments are those of [`hopfield_layers.testing.check_lagrangian`][].
+
+    Examples:
+        >>> print(hl.testing.check_layer(hl.ExpLayer(3, tau=0.5), max_examples=10).ok)
+        True
+    """
+    checked_kind("layer", layer)
+    if not isinstance(layer, Layer):
+        raise TypeError(f"Expected a layer, got {layer!r}: for a callable call check_lagrangian.")
+    kinds = {"scale": scale, "dtype": dtype, "extremes": extremes}
+    levels = _of_lagrangian(layer.lagrangian, layer.shape, max_examples, kinds)
+    moderate = _moderate(layer, scale, dtype)
+    levels += _of_model(layer, moderate, max_examples)
+    return report_of(layer, levels, progress, expected)
+
+
+def check_synapse(
+    synapse: SynapseLike,
+    shapes: Sequence[ShapeLike],
+    *,
+    max_examples: int = 100,
+    scale: Scale = None,
+    dtype: DTypeLike | None = None,
+    progress: bool | None = None,
+    expected: Collection[str] = (),
+) -> Report:
+    """Every law of a synapse, at drawn activations: a table, no test.
+
+    E_s is a scalar of the dtype of the activations, and neither jit, vmap nor another evaluation
+    changes it. It is finite, also far out, and E_s = −A. ∂A/∂g is that of central differences in
+    float64, its derivative is symmetric, and A doesn't jump. A field `mask` of booleans `(queries,
+    keys)` is honoured: a key that is left out of every query has no influence. The table also has
+    a property which is no law: whether A is convex along each layer, so that
+    [`hopfield_layers.BlockUpdates`][] can't raise E.
+
+    **Arguments:**
+
+    - `synapse`: a [`hopfield_layers.AbstractSynapse`][], or a callable that returns an energy, or
+        an object with a method `energy` that does.
+    - `shapes`: the shapes of its activations, of a few dozen units at most.
+    - others: as for [`hopfield_layers.testing.check_lagrangian`][].
+
+    **Returns:** A [`hopfield_layers.testing.Report`][].
+
+    **Raises:** `TypeError` for what is no synapse.
+
+    Examples:
+        >>> report = hl.testing.check_synapse(lambda g, h: -jnp.sum(g) * jnp.sum(h), [3, 2])
+        >>> report.ok
+        True
+    """
+    joins, sizes = checked_synapse(synapse), as_shapes(shapes)
+    # The squares of extremes would leave the range of float64, in which A is differentiated.
+    like = tuple(jax.ShapeDtypeStruct(size, float) for size in sizes)
+    drawn = {name: states(like, scale, dtype, extremes=False) for name in ("gs", "others")}
+    few = max(max_examples // 10, 1)
+    runs = [
+        Run(partial(synapse_laws.dtype_laws, joins, sizes), {}, 1),
+        Run(partial(synapse_laws.repeated_laws, joins), drawn, few),
+        Run(partial(synapse_laws.synapse_laws, joins), drawn, max_examples),
+    ]
+    return report_of(joins, [runs[:1], runs[1:2], runs[2:]], progress, expected)
+
+
+def check_network(
+    ham: HAM,
+    *,
+    max_examples: int = 50,
+    bound: ArrayLike | None = None,
+    progress: bool | None = None,
+    expected: Collection[str] = (),
+) -> Report:
+    """Every law of a network's layers and connections and, if they hold, of the network itself.
+
+    The laws of Lagrangians that aren't the library's own are those of
+    [`hopfield_layers.testing.check_lagrangian`][], those of the connections, at activations that
+    the layers have, those of [`hopfield_layers.testing.check_synapse`][], and those of the network
+    those of [`hopfield_layers.testing.check_model`][].
+
+    **Arguments:**
+
+    - `ham`: a [`hopfield_layers.HAM`][] of a few dozen units at most.
+    - `max_examples`: how many states to draw; a tenth of it for gradients and solves.
+    - `bound`, `progress`, `expected`: as for [`hopfield_layers.testing.check_model`][].
+
+    Examples:
+        >>> layers = {"x": hl.IdentityLayer(3), "y": hl.SoftmaxLayer(2)}
+        >>> W = hl.DenseSynapse([3, 2], W=jnp.ones((3, 2)))
+        >>> ham = hl.HAM(layers, {"W": W}, [(("x", "y"), "W")])
+        >>> hl.testing.check_network(ham, max_examples=5).ok
+        True
+    """
+    checked_kind("network", ham)
+    if not isinstance(ham, HAM):
+        raise TypeError(f"Expected a network, got {ham!r}: for a callable call check_synapse.")
+    drawn, few = states(ham, scale=1.0), max(max_examples // 10, 1)
+    parts: Levels = [[], []]
+    for name, layer in ham.layers.items():
+        lagrangian = layer.lagrangian
+        if getattr(hl, type(lagrangian).__name__, None) is type(lagrangian):
+            continue  # those of the library keep their laws
+        runs = _of_lagrangian(lagrangian, layer.shape, max_examples, {"extremes": False})
+        for level, new in zip(parts, runs, strict=True):
+            level += [dataclasses.replace(run, part=f"layer {name}") for run in new]
+    for index, connection in enumerate(ham.connections):
+        laws, part = (_connection_jit, _connection_laws), f"connection {connection.name}"
+        for level, law, count in zip(parts, laws, (few, max_examples), strict=True):
+            level.append(Run(partial(law, ham, index), {"x": drawn, "y": drawn}, count, part))
+    return report_of(
+        ham,
+        parts + _of_model(ham, drawn, max_examples, bound),
+        progress,
+        expected,
+        _notes(ham, bound),
+    )
+
+
+def check_model(
+    model: AbstractEnergyModel,
+    x: StateLike,
+    *,
+    bound: ArrayLike | None = None,
+    max_examples: int = 100,
+    progress: bool | None = None,
+    expected: Collection[str] = (),
+) -> Report:
+    """Every law of an energy model, at drawn states: a table, no test.
+
+    E has a lower bound and is continuous; ∂E/∂x is that of central differences, and H u; E falls
+    along both flows; relaxations come to rest, and their derivatives are those of the rest; batches
+    don't mix; a drive evaluates each activation once and compiles once.
+
+    **Arguments:**
+
+    - `model`: a [`hopfield_layers.AbstractEnergyModel`][].
+    - `x`: a state, for its structure and shapes, of a few dozen units at most.
+    - `bound`: what E should not fall below. By default
+        [`hopfield_layers.testing.energy_bound`][]. Where none is known a search tries to make E
+        fall without end; its failure proves nothing.
+    - `max_examples`: how many states to draw; a tenth of it for gradients, solves and rests.
+    - `progress`, `expected`: as for [`hopfield_layers.testing.check_lagrangian`][].
+
+    **Returns:** A [`hopfield_layers.testing.Report`][].
+
+    **Raises:** `TypeError` for what is no model.
+
+    Examples:
+        >>> class Spring(hl.AbstractEnergyModel):
+        ...     tau: jax.Array
+        ...     def energy(self, x):
+        ...         return jnp.sum(x**2, axis=-1)
+        ...     def activations(self, x):
+        ...         return x
+        ...     def dEdg(self, x):
+        ...         return 2 * x
+        >>> hl.testing.check_model(Spring(jnp.array(1.0)), jnp.zeros(3), max_examples=10).ok
+        True
+    """
+    checked_model(model)
+    drawn = states(jax.tree.map(as_float, x), scale=1.0)
+    levels = _of_model(model, drawn, max_examples, bound)
+    return report_of(model, levels, progress, expected, _notes(model, bound))
+
+
+def _moderate(model: PyTree, scale: Scale, dtype: DTypeLike | None) -> SearchStrategy[PyTree]:
+    return states(model, scale=1.0 if scale is None else scale, dtype=dtype)
+
+
+def _notes(model: AbstractEnergyModel, bound: ArrayLike | None) -> list[str]:
+    if bound is not None or energy_bound(model) is not None:
+        return []
+    return ["bounded: no bound is known; that no energy without end was found proves nothing."]
+
+
+def _of_lagrangian(
+    lagrangian, shape: tuple[int, ...], max_examples: int, kinds: dict[str, Any]
+) -> Levels:
+    wide = states(shape, **kinds)
+    few = max(max_examples // 10, 1)
+    return [
+        [Run(partial(lagrangian_laws.dtype_laws, lagrangian, shape), {}, 1)],
+        [
+            Run(
+                partial(lagrangian_laws.lagrangian_laws, lagrangian),
+                {"x": wide, "y": wide},
+                max_examples,
+            ),
+            Run(partial(lagrangian_laws.jit_laws, lagrangian), {"x": wide}, few),
+        ],
+    ]
+
+
+def _of_model(
+    model: AbstractEnergyModel,
+    drawn: SearchStrategy[PyTree],
+    max_examples: int,
+    bound: ArrayLike | None = None,
+) -> Levels:
+    if bound is None and (known := energy_bound(model)) is not None:
+        bound = float(known)
+    few = max(max_examples // 10, 1)
+    runs = [
+        Run(partial(model_laws.dtype_laws, model), {"x": drawn}, 1),
+        Run(partial(model_laws.repeated_laws, model), {"x": drawn}, few),
+        Run(partial(model_laws.bound_laws, model, bound=bound), {"x": drawn}, max_examples),
+        Run(partial(model_laws.flow_laws, model), {"x0": drawn}, few),
+        Run(partial(gradient_laws, model), {"x": drawn}, few),
+        Run(partial(cost_laws, model), {"x": drawn}, 1),
+    ]
+    if not isinstance(model, Layer):  # which rests at its bias
+        runs.append(Run(partial(rest_laws, model), {"x0": drawn}, few))
+    return [runs[:2], runs[2:3], runs[3:5], runs[5:]]
+
+
+def _connection_laws(ham: HAM, index: int, x: PyTree, y: PyTree) -> Laws:
+    return synapse_laws.synapse_laws(*_joined(ham, ham.connections[index], x, y))
+
+
+def _connection_jit(ham: HAM, index: int, x: PyTree, y: PyTree) -> Laws:
+    return synapse_laws.repeated_laws(*_joined(ham, ham.connections[index], x, y))
+
+
+def _joined(ham: HAM, connection: Connection, x: PyTree, y: PyTree):
+    """The connection's synapse as a function of each layer once, and two of its activations."""
+    names = list(dict.fromkeys(connection.layers))
+    synapse = ham.synapses[connection.synapse]
+    if len(names) < len(connection.layers):
+        synapse = synapse_laws.Joined(synapse, tuple(map(names.index, connection.layers)))
+    activations = (eqx.filter_jit(ham.activations)(state) for state in (x, y))
+    return (synapse, *(tuple(gs[name] for name in names) for gs in activations))
