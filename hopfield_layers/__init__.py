@@ -28,8 +28,8 @@ import typing
 # fmt: off
 # isort: off
 from .dynamics import (
-    BlockUpdates, energy_descent, EnergyFlow, ETD2RK, ETD4RK, InputsWithJumps, newton_krylov,
-    PiecewiseConstantInterpolation, relax, Relaxation, solve,
+    BlockUpdates, energy_descent, EnergyFlow, ETD2RK, ETD4RK, fixed_points, FixedPoints,
+    InputsWithJumps, newton_krylov, PiecewiseConstantInterpolation, relax, Relaxation, solve,
 )
 from .lagrangians import (
     AbstractLagrangian, as_lagrangian, LCosh, LEntmax, LExp, LGhostmax, LIdentity, LLayerNorm,
@@ -61,14 +61,14 @@ __version__ = importlib.metadata.version("hopfield_layers")
 __all__ = [
     "ETD2RK", "ETD4RK", "HAM", "AbstractEnergyModel", "AbstractLagrangian", "AbstractSynapse",
     "AttentionSynapse", "BiasSynapse", "BlockUpdates", "ConvSynapse", "CoshLayer",
-    "DenseSynapse", "EnergyFlow", "EntmaxLayer", "ExpLayer", "GhostmaxLayer", "HiddenSynapse",
-    "HiddenTensorSynapse", "IdentityLayer", "InputsWithJumps", "LCosh", "LEntmax", "LExp",
-    "LGhostmax", "LIdentity", "LLayerNorm", "LPower", "LRelu", "LRepu", "LRexp", "LSigmoid",
+    "DenseSynapse", "EnergyFlow", "EntmaxLayer", "ExpLayer", "FixedPoints", "GhostmaxLayer",
+    "HiddenSynapse", "HiddenTensorSynapse", "IdentityLayer", "InputsWithJumps", "LCosh", "LEntmax",
+    "LExp", "LGhostmax", "LIdentity", "LLayerNorm", "LPower", "LRelu", "LRepu", "LRexp", "LSigmoid",
     "LSoftmax", "LSparsemax", "LSphericalNorm", "LTanh", "Layer", "LayerNormLayer", "MakeLayer",
     "MixerSynapse", "PiecewiseConstantInterpolation", "PowerLayer", "Relaxation", "ReluLayer",
     "RepuLayer", "RexpLayer", "SelfAttentionSynapse", "SigmoidLayer", "SoftmaxLayer",
     "SparsemaxLayer", "SphericalNormLayer", "TanhLayer", "as_lagrangian", "energy_descent",
-    "make_layer", "newton_krylov", "relax", "solve", "trainable_weights",
+    "fixed_points", "make_layer", "newton_krylov", "relax", "solve", "trainable_weights",
 ]
 # fmt: on
 

@@ -33,6 +33,7 @@ What each file tests:
 | `test_replay` | gradients of solutions are those of their steps, in bounded memory |
 | `test_inputs` | inputs that change in time are seen by every solver, sample by sample |
 | `test_relax` | relaxations reach fixed points, say whether they did, and have right derivatives |
+| `test_fixed_points` | rests, saddles, eigenvalues and shares are those of closed forms |
 | `test_block_updates` | they bring every network to rest in few drives, with right derivatives |
 | `test_clamp` | clamped units keep their values; masks that would let the energy rise are errors |
 | `test_descent` | under `energy_descent` no accepted step raises the energy |

@@ -328,3 +328,27 @@ def test_errors(ax, fall, descent):
     with pytest.raises(ValueError, match="axis 1"):
         plotting.plot_lagrangian(hl.LSoftmax(axis=1), ax=ax)
     assert ax.has_data() is False
+
+
+def test_landscape_and_phase_portrait(ax):
+    pair = hl.ReluLayer(2)
+    points = hl.fixed_points(pair, jnp.zeros((1, 2)))
+    x, y = np.linspace(-1, 1, 5), np.linspace(-2, 2, 9)
+    assert plotting.plot_landscape(pair, x, y, points=points, inputs=jnp.ones(2), ax=ax) is ax
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("state x₁", "state x₂")
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.0, 0.0]], atol=1e-9)
+    # E − Σ I g = Σ (relu(x)²/2 − relu(x)) lies between −1 and 0 here.
+    low, high = ax.collections[0].get_clim()
+    assert -1.1 <= low <= -0.9
+    assert -0.1 <= high <= 0.1
+    portrait = plotting.plot_phase_portrait(pair, x, y, flow="state", ax=Figure().subplots())
+    ground = portrait.collections[0].get_array()
+    assert ground is not None
+    dead = np.ma.getmaskarray(ground).reshape(9, 5) == 0
+    np.testing.assert_array_equal(dead, (x <= 0) & (y[:, None] <= 0))
+    with pytest.raises(ValueError, match="two units"):
+        plotting.plot_landscape(hl.ReluLayer(3), x, ax=ax)
+    with pytest.raises(ValueError, match="equally spaced"):
+        plotting.plot_phase_portrait(pair, [0.0, 1.0, 3.0], ax=ax)
+    with pytest.raises(ValueError, match="of each unit"):
+        plotting.plot_landscape(pair, [0.0], ax=ax)

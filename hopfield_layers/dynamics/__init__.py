@@ -3,6 +3,7 @@
 from .block_updates import BlockUpdates as BlockUpdates
 from .descent import energy_descent as energy_descent
 from .exponential import ETD2RK as ETD2RK, ETD4RK as ETD4RK
+from .fixed_points import fixed_points as fixed_points, FixedPoints as FixedPoints
 from .flow import EnergyFlow as EnergyFlow
 from .inputs import (
     InputsWithJumps as InputsWithJumps,

@@ -1,4 +1,4 @@
-"""Pictures of Lagrangians, energies, states and networks, with Matplotlib.
+"""Pictures of Lagrangians, energies, landscapes, states and networks, with Matplotlib.
 
 Each function draws into the axes `ax`, by default of a new figure of pyplot, and returns them; none
 shows, saves or closes anything. Needs the extra `plots`.
@@ -13,8 +13,16 @@ except ImportError as error:
 
 from .energies import plot_energy
 from .lagrangian import plot_lagrangian
+from .landscapes import plot_landscape, plot_phase_portrait
 from .networks import plot_network
 from .states import plot_states
 
 
-__all__ = ["plot_energy", "plot_lagrangian", "plot_network", "plot_states"]
+__all__ = [
+    "plot_energy",
+    "plot_lagrangian",
+    "plot_landscape",
+    "plot_network",
+    "plot_phase_portrait",
+    "plot_states",
+]

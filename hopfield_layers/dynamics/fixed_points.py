@@ -1,0 +1,275 @@
+"""The distinct fixed points of a model, from many starts."""
+
+import operator
+from typing import SupportsIndex
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix as optx
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PyTree, Real
+
+from ..model import AbstractEnergyModel, AnyArray, StateLike
+from . import problems
+from .block_updates import BlockUpdates
+from .flow import EnergyFlow
+from .inputs import depends_on_time
+from .problems import InitialValueProblem, ProblemArguments
+from .relax import relax
+from .rest import Tolerance
+from .spectrum import smallest_eigenvalues
+from .state_trees import Clamp, largest, like_state
+
+
+class FixedPoints(eqx.Module):
+    """What [`hopfield_layers.fixed_points`][] returns: the distinct ones, by ascending energy.
+
+    **Attributes:**
+
+    - `x`: the states, with an axis of the fixed points in front.
+    - `energy`: E − Σ I·g of each.
+    - `residual`: the largest |∂E/∂g − I| of all free units, in the units of x.
+    - `eigenvalues`: the smallest of I + S H on the range of H, `(points, num_eigenvalues)`, in
+        ascending order. The linearised activation flow leaves the point along their directions as
+        exp(−λt/τ), if all τ are the same. Infinite where H has a smaller rank.
+    - `stable`: whether the smallest eigenvalue is above √ε, ε being the dtype's. Where it is not,
+        the point is a saddle or a maximum, or at a bifurcation.
+    - `counts`: how many starts came to each.
+    - `shares`: `counts` divided by the number of all starts.
+    - `index`: which of the points each start came to, of the shape of the batch axes of the starts;
+        −1 where it came to none.
+    - `num_unconverged`: how many starts came to none.
+
+    Examples:
+        >>> points = hl.fixed_points(hl.TanhLayer(3), jnp.ones((5, 3)))
+        >>> print(points.x.shape, points.counts, points.num_unconverged)
+        (1, 3) [5] 0
+    """
+
+    x: PyTree[Array]
+    energy: Float[Array, " points"]
+    residual: Float[Array, " points"]
+    eigenvalues: Float[Array, "points _"]
+    stable: Bool[Array, " points"]
+    counts: Int[Array, " points"]
+    shares: Float[Array, " points"]
+    index: Int[Array, "*batch"]
+    num_unconverged: int
+
+
+def fixed_points(
+    model: AbstractEnergyModel,
+    starts: StateLike,
+    *,
+    clamp: StateLike | None = None,
+    inputs: StateLike | None = None,
+    tol: Real[ArrayLike, ""] | None = None,
+    separation: float | None = None,
+    num_eigenvalues: SupportsIndex = 1,
+    root_finder: optx.AbstractRootFinder | None = None,
+    solver: BlockUpdates | diffrax.AbstractSolver | None = None,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: Real[ArrayLike, ""] | None = None,
+    max_steps: int = 4096,
+    batch_size: int | None = None,
+) -> FixedPoints:
+    """Finds the distinct states with ∂E/∂g = I that many starts lead to, and their stability.
+
+    By default each start is relaxed: it comes to a rest downhill of it, a minimum as a rule, though
+    a saddle where it starts on one or its steps happen to meet one. With a `root_finder` the
+    equation ∂E/∂g = I is solved from each start, which finds saddles and maxima as readily.
+
+    Two fixed points are the same if their activations are: there x = b + I − ∂E_s/∂g, so that g
+    says all of x, the units that H can't move among them. Of points of the state flow only those
+    with ∂E/∂g = I are meant; a dead unit that H keeps elsewhere is not one.
+
+    The shares are those of the method. By default a start may come to another attractor than the
+    flow's own; where basins of attraction matter follow the flow, as [`hopfield_layers.relax`][]
+    says. The number of points depends on the values, so that this can't be called under `jax.jit`.
+
+    **Arguments:**
+
+    - `model`, `clamp`, `inputs`: as for [`hopfield_layers.relax`][], with a clamp and inputs that
+        are the same for all starts. Clamped units keep the values of each start.
+    - `starts`: a state with any batch axes.
+    - `tol`: the bound on |∂E/∂g − I| in every unit, in the units of x, as for `relax`.
+    - `separation`: points whose activations differ by no more than separation·(1 + |g|) in every
+        unit are one. By default ε^(1/3), 6e-6 in float64 and 5e-3 in float32.
+    - `num_eigenvalues`: how many of the smallest eigenvalues to compute for each point: from the
+        matrix for up to 256 units, and by Lanczos' method, without one, for more.
+    - `root_finder`: one of optimistix, `optimistix.Newton(rtol=1e-10, atol=1e-10)` for instance.
+    - `solver`, `stepsize_controller`, `dt0`: of `relax`, without a root finder.
+    - `max_steps`, `batch_size`: as for `relax`.
+
+    **Returns:** a [`hopfield_layers.FixedPoints`][].
+
+    **Raises:** `ValueError` as `relax`, for a separation or num_eigenvalues ≤ 0, for a root finder
+    beside a solver, for a clamp or inputs with batch axes, and under `jax.jit`. Starts that come to
+    no fixed point are no error but counted.
+
+    Source: Krotov & Hopfield, arXiv:2008.06996; Saad, "Numerical methods for large eigenvalue
+    problems" (2011), chapter 6, for Lanczos' method in another inner product.
+
+    Examples:
+        >>> pair = hl.HAM(
+        ...     {"x": hl.TanhLayer(2)},
+        ...     {"W": lambda g: -2 * g[0] * g[1]},
+        ...     [(("x",), "W")],
+        ... )
+        >>> starts = {"x": jax.random.normal(jax.random.key(0), (20, 2))}
+        >>> points = hl.fixed_points(pair, starts)
+        >>> print(points.x["x"][points.stable].round(2))  # x = ±2 tanh x
+        [[-1.92 -1.92]
+         [ 1.92  1.92]]
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, starts, clamp, inputs))):
+        raise ValueError("fixed_points can't be traced: how many there are depends on the values.")
+    if root_finder is not None and not isinstance(root_finder, optx.AbstractRootFinder):
+        raise TypeError(f"Expected a root finder of optimistix, got {root_finder!r}.")
+    followed = (solver, stepsize_controller, dt0)
+    if root_finder is not None and any(tool is not None for tool in followed):
+        raise ValueError("Expected either a root_finder or a solver and its steps, got both.")
+    count = _as_count(num_eigenvalues)
+    arguments = ProblemArguments(model, starts, "activation", clamp, inputs).converted()
+    one = _sample(arguments)
+    dtype = problems.solve_dtype(arguments.x0)
+    eps = float(jnp.finfo(dtype).eps)
+    apart = eps ** (1 / 3) if separation is None else float(separation)
+    if not apart > 0:
+        raise ValueError(f"Expected separation > 0, got {apart}.")
+    options = {"tol": tol, "max_steps": max_steps, "batch_size": batch_size}
+    if root_finder is None:
+        tools = {"solver": solver, "stepsize_controller": stepsize_controller, "dt0": dt0}
+        rest = relax(model, starts, clamp=clamp, inputs=inputs, throw=False, **tools, **options)
+        found = rest.x, rest.energy, rest.residual, rest.converged
+    else:
+        found = _roots(arguments, root_finder, **options)
+    x, energy, residual, converged = jax.tree.map(jax.lax.stop_gradient, found)
+    batch = converged.shape
+    x = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), x)
+    g = _activations(model, x) if converged.size else x
+    energy, residual, converged = (a.reshape(-1) for a in (energy, residual, converged))
+    first, index = _distinct(g, np.asarray(energy), np.asarray(converged), apart)
+    points = jax.tree.map(lambda x: x[first], x)
+    eigenvalues = _eigenvalues(one, points, len(first), count, dtype)
+    counts = np.bincount(index[index >= 0], minlength=len(first))
+    return FixedPoints(
+        points,
+        energy[first],
+        residual[first],
+        eigenvalues,
+        eigenvalues[:, 0] > eps**0.5,
+        jnp.asarray(counts),
+        jnp.asarray(counts / max(converged.size, 1), dtype),
+        jnp.asarray(index.reshape(batch)),
+        int(np.sum(index < 0)),
+    )
+
+
+def _as_count(number: SupportsIndex) -> int:
+    try:
+        count = operator.index(number)
+    except TypeError as error:
+        raise TypeError(f"Expected num_eigenvalues to be a number, got {number!r}.") from error
+    if count < 1:
+        raise ValueError(f"Expected num_eigenvalues of 1 at least, got {count}.")
+    return count
+
+
+def _sample(arguments: ProblemArguments) -> EnergyFlow:
+    """The flow of one sample, or an error for a clamp or inputs that differ between samples."""
+    if depends_on_time(arguments.inputs):
+        raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
+    problem = jax.eval_shape(lambda: InitialValueProblem(arguments))
+    num_axes = len(problem.batch)
+    x = jax.tree.map(lambda x: np.zeros(x.shape[num_axes:], x.dtype), problem.x0)
+    held = arguments.clamp.held if isinstance(arguments.clamp, Clamp) else None
+    try:
+        held = None if held is None else like_state(x, _squeezed(held, x), "clamp")
+        inputs = arguments.inputs
+        inputs = None if inputs is None else like_state(x, _squeezed(inputs, x), "inputs")
+    except ValueError as error:
+        message = f"fixed_points takes a clamp and inputs that all starts share: {error}"
+        raise ValueError(message) from error
+    return EnergyFlow(arguments.model, "activation", held, inputs)
+
+
+def _squeezed(tree: PyTree[AnyArray], x: PyTree[AnyArray]) -> PyTree[AnyArray]:
+    """The arrays without batch axes of length 1, and those with equal samples as one of them."""
+    sizes = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(x)}
+
+    def squeeze(path, leaf):
+        leaf, like = np.asarray(leaf), sizes[jax.tree_util.keystr(path)]
+        while leaf.ndim > like.ndim and len(leaf) > 0 and np.all(leaf == leaf[:1]):
+            leaf = leaf[0]
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(squeeze, tree)
+
+
+@eqx.filter_jit
+def _activations(model: AbstractEnergyModel, x: PyTree[Array]) -> PyTree[Array]:
+    return jax.vmap(model.activations)(x)
+
+
+@eqx.filter_jit
+def _roots(arguments, root_finder, tol, max_steps, batch_size):
+    """The states that solve ∂E/∂g = I, their energies and residuals, and whether they do."""
+    problem = InitialValueProblem(arguments)
+    default = float(jnp.finfo(problem.dtype).eps) ** (2 / 3)
+    tolerance = Tolerance(default, default) if tol is None else Tolerance(0.0, tol)
+
+    def root(field: EnergyFlow, x0: PyTree[Array]):
+        def condition(x, _):
+            u = field.drive(0.0, x)
+            if field.clamp is None:
+                return u
+            held = like_state(x, field.clamp.held, "clamp")
+            return jax.tree.map(lambda held, x, x0, u: jnp.where(held, x - x0, u), held, x, x0, u)
+
+        x = optx.root_find(condition, root_finder, x0, max_steps=max_steps, throw=False).value
+        force = field.force(0.0, x)
+        return x, field.energy(0.0, x), largest(force), tolerance.distance(force, x) < 1
+
+    return problem.map(root, batch_size=batch_size)
+
+
+def _distinct(
+    g: PyTree[Array], energy: np.ndarray, converged: np.ndarray, separation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """One sample of each distinct point, by ascending energy, and which point each sample is."""
+    rows = [np.asarray(leaf).reshape(energy.size, -1) for leaf in jax.tree.leaves(g)]
+    flat = np.concatenate(rows, axis=1)
+    index = np.full(energy.size, -1)
+    first: list[int] = []
+    left = np.flatnonzero(converged)
+    left = left[np.argsort(energy[left], kind="stable")]
+    while left.size:
+        point = flat[left[0]]
+        bound = separation * (1 + np.abs(point))
+        same = np.all(np.abs(flat[left] - point) <= bound, axis=1)
+        index[left[same]] = len(first)
+        first.append(int(left[0]))
+        left = left[~same]
+    return np.array(first, int), index
+
+
+def _eigenvalues(
+    field: EnergyFlow, points: PyTree[Array], size: int, count: int, dtype: np.dtype
+) -> Float[Array, "points count"]:
+    if size == 0:
+        return jnp.zeros((0, count), dtype)
+    # Powers of two, so that another number of points seldom compiles anew.
+    padding = (1 << (size - 1).bit_length()) - size
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(padding, 0)]), points)
+    return _of_each(field, padded, count)[:size]
+
+
+@eqx.filter_jit
+def _of_each(field: EnergyFlow, points: PyTree[Array], count: int) -> Float[Array, "points count"]:
+    # One at a time, because each keeps a matrix or a basis of directions.
+    return jax.lax.map(lambda x: smallest_eigenvalues(field, x, count), points)
