@@ -19,7 +19,7 @@ from .verdict import Measured, rounding
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 Function = Callable[[Array], Array]
-STEPS = 2.0 ** -np.arange(9.0, 12.0)
+STEPS = 2.0 ** -np.arange(7.0, 12.0)
 _HALVINGS = 40
 # These programs run a few dozen times: without optimization they compile in a third of the time.
 # The second option is for these releases of JAX alone, as XLA refuses one that it doesn't know.
@@ -69,6 +69,10 @@ def difference(
     - where the changes of D from one h to the next fall by a ratio r < 4, as beside a power, the
       rest of their geometric series, of which the last is 1/(r − 1).
 
+    Beside several kinks, or steep softmaxes, these may cancel at one h where the errors don't: the
+    error is 4 times their sum over three of them. Sums of up to 14 kinked terms of either sign, at
+    random distances, then stay within a third of it.
+
     Where r ≤ 1 and the changes are above the noise, D diverges, and the error is ∞. A jump is left
     to `jump`.
     """
@@ -77,16 +81,16 @@ def difference(
     *shifted, center = jax.lax.map(lambda h: fn(at + h * direction), shifts)
     ups, downs = jnp.stack(shifted[: STEPS.size]), jnp.stack(shifted[STEPS.size :])
     h = jnp.expand_dims(STEPS, tuple(range(1, ups.ndim)))
-    coarse, middle, fine = (ups - downs) / (2 * h)
-    _, bend, half_bend = (ups - 2 * center + downs) / h
-    previous, best = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
-    # h f″ vanishes with h, but at a kink the bend stays as it is. Beside a power the error falls as
-    # slowly as √h, and the missing part is the sum of a geometric series.
-    last, before = jnp.abs(fine - middle), jnp.abs(middle - coarse)
+    differences, bends = (ups - downs) / (2 * h), (ups - 2 * center + downs) / h
+    extrapolated = (4 * differences[1:] - differences[:-1]) / 3
+    changes = jnp.abs(jnp.diff(differences, axis=0))
+    before, last = changes[:-1], changes[1:]
     ratio = before / jnp.where(last == 0, 1, last)  # 4 where the error falls as h²
     series = jnp.where(ratio < 3.5, last / jnp.maximum(ratio - 1, 2.0**-12), 0)
-    series = jnp.where((ratio < 1.01) & (last > noise), jnp.inf, series)
-    return best, jnp.abs(best - previous) + jnp.abs(2 * half_bend - bend) + series
+    diverges = (ratio[-1] < 1.01) & (last[-1] > noise)
+    bent = jnp.abs(2 * bends[2:] - bends[1:-1])
+    errors = jnp.abs(jnp.diff(extrapolated, axis=0)) + bent + series
+    return extrapolated[-1], jnp.where(diverges, jnp.inf, 4 * jnp.sum(errors, axis=0))
 
 
 def value_and_size(fn: Function, values: Array) -> tuple[Array, Array]:
