@@ -1,8 +1,9 @@
 """How often solvers evaluate the drive: `python -m benchmarks.dynamics`.
 
-Prints the table of the main README, then the steps of two layers with different time constants, the
-time of a retrieval, and the memory of gradients. Evaluations of ∂E/∂g are counted while the program
-runs, those in products with its Jacobian included. Ratios are medians of interleaved runs.
+Prints the table of the documentation's page "Relax and solve", then the steps of two layers with
+different time constants, the time of a retrieval, and the memory of gradients. Evaluations of ∂E/∂g
+are counted while the program runs, those in products with its Jacobian included. Ratios are medians
+of interleaved runs.
 """
 
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def cell(case: Case, solver: diffrax.AbstractSolver | hl.BlockUpdates) -> str:
 
 
 def table():
-    """Prints the cases of the main README, with the evaluations of each solver."""
+    """Prints the cases of that page, with the evaluations of each solver."""
     krylov = hl.newton_krylov()
     solvers = {
         "BlockUpdates": hl.BlockUpdates(),

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import pytest
 
 import hopfield_layers as hl
-from hopfield_layers import testing
+from hopfield_layers import plotting, testing
 
 
 # beartype chooses the items to check with the random module, which Hypothesis warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = ROOT / ".docs" / "pages"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 PUBLIC = [(hl, name) for name in hl.__all__] + [
@@ -47,10 +49,10 @@ def test_public_names():
     }
 
 
-def test_readme_code(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_of_pages(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     namespace = {}
     with jax.enable_x64(False):
         for block in blocks:
@@ -58,12 +60,29 @@ def test_readme_code(tmp_path, monkeypatch):
 
 
 def test_readme_pictures_are_there_and_small():
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    pictures = re.findall(r"!\[[^]]*\]\((.*?)\)", README)
     assert pictures
     for picture in pictures:
         assert 1_000 < (ROOT / picture).stat().st_size < 150_000
 
 
-def test_readme_lists_every_name():
-    for name in hl.__all__:
-        assert re.search(rf"\b{name}\b", README), name
+def test_links_of_readme_are_there():
+    links = re.findall(r"\]\(((?!http).*?)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 800
+
+
+def test_reference_lists_every_name():
+    reference = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    entries = set(re.findall(r"^::: hopfield_layers\.(\S+)$", reference, re.MULTILINE))
+    expected = {name for module, name in PUBLIC if module is hl}
+    for module in (testing, plotting):
+        short = module.__name__.rpartition(".")[2]
+        functions = {name for name, value in vars(module).items() if inspect.isfunction(value)}
+        expected |= {f"{short}.{name}" for name in functions if not name.startswith("_")}
+    assert expected <= entries

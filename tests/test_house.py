@@ -237,10 +237,10 @@ def test_concrete_methods_are_not_overridden(classes):
 
 
 def example_programs() -> Iterator[tuple[pathlib.Path, ast.Module]]:
-    """The README's blocks, the docstrings' examples, the tests, the examples and the benchmarks."""
-    readme = ROOT / "README.md"
-    for block in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL):
-        yield readme, ast.parse(block)
+    """The blocks of the pages, the docstrings' examples, tests, examples and benchmarks."""
+    for page in [ROOT / "README.md", *(ROOT / ".docs" / "pages").glob("*.md")]:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            yield page, ast.parse(block)
     for folder in ("hopfield_layers", "tests", "examples", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             program = ast.parse(path.read_text())

@@ -1,0 +1,49 @@
+"""Makes the gallery of the documentation from the examples, with every picture and source."""
+
+import ast
+import pathlib
+
+from mkdocs.structure.files import File
+
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+# What the other examples share.
+SHARED = {"digits", "energy_pictures"}
+
+
+def on_files(files, config):
+    """Adds the page, and the pictures of the examples below `gallery/`."""
+    files.append(File.generated(config, "gallery.md", content=page()))
+    for picture in sorted(EXAMPLES.glob("*.png")):
+        files.append(File.generated(config, f"gallery/{picture.name}", abs_src_path=str(picture)))
+    return files
+
+
+def page() -> str:
+    """The gallery: of each example its description, pictures, command and source."""
+    parts = [
+        "# Gallery\n\nEach example is a script, most in cells (`# %%`) that editors open as a "
+        'notebook. `pip install ".[examples]"` installs what they need; most have a small setting, '
+        "`--quick`."
+    ]
+    scripts = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in SHARED]
+    for script in scripts:
+        source = script.read_text()
+        description = ast.get_docstring(ast.parse(source)) or ""
+        title, _, rest = description.partition("\n")
+        owned = [p.name for p in sorted(EXAMPLES.glob(f"{script.stem}*.png"))]
+        pictures = "\n\n".join(f"![{title.lstrip('# ')}](gallery/{name})" for name in owned)
+        quoted = "\n".join(f"    {line}".rstrip() for line in source.splitlines())
+        parts.append(
+            f"## {script.name}\n\n{title.lstrip('# ')}\n\n{pictures}\n\n"
+            f'??? note "What it does"\n\n{indented(rest)}\n\n'
+            f"```sh\npython examples/{script.name}\n```\n\n"
+            f'??? example "Source"\n\n    ```python\n{quoted}\n    ```'
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def indented(text: str) -> str:
+    """The text as it stands, inside a box."""
+    lines = ["```text", *text.strip().splitlines(), "```"]
+    return "\n".join(f"    {line}".rstrip() for line in lines)
