@@ -1,7 +1,8 @@
-"""Makes the gallery of the documentation from the examples, with every picture and source."""
+"""Hooks of the documentation: the gallery, made from the examples with every picture and source."""
 
 import ast
 import pathlib
+import re
 
 from mkdocs.structure.files import File
 
@@ -9,6 +10,17 @@ from mkdocs.structure.files import File
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 # What the other examples share.
 SHARED = {"digits", "energy_pictures"}
+
+
+def on_page_markdown(markdown, **_):
+    """Links to the examples, which hold in the repository, as links within the site."""
+    markdown = re.sub(r"\]\(\.\./\.\./examples/(README\.md|\w+\.py)\)", "](gallery.md)", markdown)
+    return markdown.replace("](../../examples/", "](gallery/")
+
+
+def on_page_content(html, **_):
+    """Leaves out what Python says of every constructor that has no description of its own."""
+    return html.replace("<p>Initialize self.  See help(type(self)) for accurate signature.</p>", "")
 
 
 def on_files(files, config):

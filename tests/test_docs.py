@@ -66,11 +66,10 @@ def test_readme_pictures_are_there_and_small():
         assert 1_000 < (ROOT / picture).stat().st_size < 150_000
 
 
-def test_links_of_readme_are_there():
-    links = re.findall(r"\]\(((?!http).*?)\)", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_of_pages_are_there(page):
+    for link in re.findall(r"\]\(((?!http).*?)\)", page.read_text()):
+        assert link == "gallery.md" or (page.parent / link).exists(), link
 
 
 def test_readme_is_short():
