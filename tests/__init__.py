@@ -2,7 +2,8 @@
 
 Run all of them with `pytest`, one file with `pytest tests/test_solve.py`, one law of one instance
 with `pytest tests/test_laws.py -k "gradients and softmax"`, and programs compiled as users compile
-them with `XLA_FLAGS= pytest`. Tests never import benchmarks; benchmarks may import from here.
+them with `XLA_FLAGS= pytest`. `pytest -m slow` runs those that take a minute each. Tests never
+import benchmarks; benchmarks may import from here.
 
 What each file tests:
 

@@ -30,6 +30,10 @@ from .instances import BOUNDS, HAMS, NETWORKS, SYNAPSES, TEMPLATES
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
+# Networks, which `test_right_networks` has by their own check.
+SLOW = ("tanh and softmax", "identity and ReLU")
+
+
 def broken(report):
     return {(finding.part, finding.law) for finding in report.findings if finding.is_broken}
 
@@ -41,7 +45,10 @@ def test_right_synapses(name):
     assert report.ok, report
 
 
-@pytest.mark.parametrize("name", HAMS)
+# The other networks are of the same parts, and take a minute each.
+@pytest.mark.parametrize(
+    "name", [n if n == "pair" else pytest.param(n, marks=pytest.mark.slow) for n in HAMS]
+)
 def test_right_networks(name):
     bound = BOUNDS[name](HAMS[name]) if name in BOUNDS else None
     report = check_network(HAMS[name], bound=bound, max_examples=20)
@@ -49,7 +56,9 @@ def test_right_networks(name):
     assert not report.notes  # a bound is known
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS]
+)
 def test_right_models(name):
     bound = BOUNDS[name](NETWORKS[name]) if name in BOUNDS else None
     report = check_model(NETWORKS[name], TEMPLATES[name], bound=bound, max_examples=20)
