@@ -516,3 +516,10 @@ def test_bad_input():
             solver=diffrax.ImplicitEuler(),
             stepsize_controller=diffrax.ConstantStepSize(),
         )
+
+
+def test_a_sample_of_nan_leaves_the_others_alone():
+    x0 = jnp.array([[1.0, -0.5], [jnp.nan, 1.0], [0.3, 2.0]])
+    rest = hl.relax(hl.TanhLayer(2), x0, throw=False)
+    np.testing.assert_array_equal(rest.converged, [True, False, True])
+    np.testing.assert_allclose(rest.x[jnp.array([0, 2])], 0, atol=1e-8)

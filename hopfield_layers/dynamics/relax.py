@@ -192,9 +192,10 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
             raise ValueError(f"Expected {name} to be one number, got shape {number.shape}.")
         errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
     errors = Errors.of(errors)
-    # From NaN no step is taken.
-    x0 = tree_where(errors.index < 0, problem.x0, jax.tree.map(nan_like, problem.x0))
-    problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
+    if throw:
+        # From NaN no step is taken.
+        x0 = tree_where(errors.index < 0, problem.x0, jax.tree.map(nan_like, problem.x0))
+        problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
     tol, default = numbers.get("tol"), float(jnp.finfo(dtype).eps) ** (2 / 3)
     tolerance = (
         Tolerance(default, default) if tol is None else Tolerance(0.0, jnp.asarray(tol, dtype))
