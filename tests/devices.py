@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -116,6 +117,10 @@ def errors():
     expect(RuntimeError, r"in 16 of 16 samples.*after 2 of 2", hl.relax, network(W), batch, **short)
     expect(RuntimeError, "max_steps", hl.solve, network(W), batch, 1e3, max_steps=2)
     expect(ValueError, "t1 > t0", hl.solve, network(W), batch, -1.0)
+    saveat = diffrax.SaveAt(ts=jnp.array([1.0, 2.0]))
+    path = lambda x: hl.solve(network(W), x, 2.0, saveat=saveat).ys
+    expect(ValueError, "got 1 NaN or infinite of 80 entries", path, bad)
+    assert all(bool(jnp.isnan(x).all()) for x in jax.tree.leaves(jax.jit(path)(bad)))
 
 
 def under_shard_map():

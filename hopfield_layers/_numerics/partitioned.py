@@ -45,6 +45,11 @@ def partitioned(
         return text, {"need_replication_factors": tuple(sorted(others))}
 
     def partition(mesh: Mesh, arguments: Sequence[Any], results: Sequence[Any]):
+        if mesh.empty:
+            raise ValueError(
+                "A memory under jax.shard_map needs all axes of the mesh to be manual: leave out "
+                "axis_names, or divide the memory and the batch by jax.device_put alone."
+            )
         splits = _splits(mesh, arguments, axes)
 
         def missing(names: tuple[str, ...]) -> MeshAxes:

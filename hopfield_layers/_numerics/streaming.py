@@ -9,8 +9,8 @@ those that have one entry per row. It is a JAX primitive because its derivatives
 - under `vmap` over the shared arrays, each block is read once for the whole batch.
 
 Where the rows lie on several devices, each device sums those that it has, and the sums of all
-devices are added up in one reduction. `largest_and_sums` does the same for sums whose terms are
-relative to the largest of all; it is not differentiated.
+devices are added up in one reduction. `reduce_over_rows` does the same for other ways to
+merge results; these are not differentiated.
 
 So derivatives of any order evaluate the blocks again, and store no array with one entry per row
 besides their results. A `jax.lax.scan` over blocks would have to pad, and so copy, rows whose
@@ -49,7 +49,8 @@ from .partitioned import MeshAxes, partitioned
 # A block is large enough that its products take longer than what surrounds them, and small enough
 # that its scores are a small part of the rows: a block of 1/70 of them keeps temporaries under 2 %.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
-# With as few states as leave no more scores than these, the rows are one block, which isn't copied.
+# With as few states as leave no more scores than these, the rows are one block, which isn't copied,
+# unless they are narrow: a block of those is widened.
 FEW_SCORES = 2**15
 
 
@@ -77,7 +78,8 @@ def _fold_blocks(
     if count == 0:
         return carry
     size = block_size(count)
-    if count == size or count * num_states <= FEW_SCORES:
+    is_narrow = any(row.itemsize < 4 and row.ndim > 1 for row in rows)
+    if count == size or (count * num_states <= FEW_SCORES and not is_narrow):
         return fn(carry, rows, jnp.array(0), None)
 
     def body(i: Array, carry: PyTree) -> PyTree:

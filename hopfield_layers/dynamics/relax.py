@@ -239,7 +239,7 @@ def _with_details(
     max_steps: int,
 ) -> str:
     """The message with the samples and the unit that it is about."""
-    unconverged = np.asarray(~known_values(rest.converged))
+    unconverged = known_values(~rest.converged)
     if message == _DIVERGED.format(details=""):
         diverged = unconverged & np.isinf(known_values(rest.residual))
         return _DIVERGED.format(details=of_samples(diverged))

@@ -142,7 +142,8 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
         controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
     controller = problems.in_dtype(controller, problem.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
-    saveat = _with_times_in(saveat, problem.dtype)
+    # In the dtype of the solve, which they would otherwise widen.
+    saveat = _with_times(saveat, lambda ts: ts.astype(problem.dtype))
     problems.check_adaptive(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
@@ -150,8 +151,10 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     errors = Errors.of({})
     if throw:
         errors = _errors_at_start(problem, t0, t1, check_rates=not constant)
-        # With an error there is nothing to solve.
-        t0, t1 = (jnp.where(errors.index < 0, t, 0) for t in (t0, t1))
+        # With an error there is nothing to solve, and no other error to find.
+        is_wrong = errors.index >= 0
+        t0, t1 = (jnp.where(is_wrong, 0, t) for t in (t0, t1))
+        saveat = _with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
     replays = set(options) <= {"progress_meter"}
     replays = replays and can_replay(solver, controller, saveat, max_steps, problem.field.inputs)
     replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
@@ -252,11 +255,11 @@ def _errors_at_end(solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DT
     return errors | Errors.of({_BEYOND.format(dtype=dtype): beyond})
 
 
-def _with_times_in(saveat: diffrax.SaveAt, dtype: DTypeLike) -> diffrax.SaveAt:
-    """`saveat` with its times in the dtype of the solve, which they would otherwise widen."""
+def _with_times(saveat: diffrax.SaveAt, fn: Callable[[Array], Array]) -> diffrax.SaveAt:
+    """`saveat` with `fn` of its times."""
 
     def convert(sub):
-        return sub if sub.ts is None else eqx.tree_at(lambda s: s.ts, sub, sub.ts.astype(dtype))
+        return sub if sub.ts is None else eqx.tree_at(lambda s: s.ts, sub, fn(sub.ts))
 
     subs = jax.tree.map(convert, saveat.subs, is_leaf=_is_sub)
     return eqx.tree_at(lambda s: s.subs, saveat, subs, is_leaf=lambda x: x is None)
