@@ -34,10 +34,12 @@ def interleave(flags: Flags, flagged: Iterable, others: Iterable) -> list:
 
 
 def others(flags: Flags) -> Flags:
+    """The flags of the other items."""
     return tuple(not flag for flag in flags)
 
 
 def chosen(flags: Flags, items: Sequence) -> list:
+    """The items whose flag is True."""
     return list(itertools.compress(items, flags))
 
 
@@ -175,6 +177,7 @@ class Transpose(AbstractBlockFunction):
 
 
 def where_valid(valid: Array | None, rows: Array, others: Array) -> Array:
+    """`rows` where they are valid, and `others` elsewhere."""
     if valid is None:
         return rows
     return jnp.where(valid.reshape(-1, *[1] * (rows.ndim - 1)), rows, others)
