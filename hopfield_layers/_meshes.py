@@ -66,9 +66,7 @@ def on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
 
 
 def _varying_axes(x: Array) -> frozenset[str]:
-    aval = jax.typeof(x)
-    kind = getattr(aval, "manual_axis_type", aval)  # since JAX 0.10
-    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+    return jax.typeof(x).manual_axis_type.varying
 
 
 def _with_axes(x: ShapedArray, *, before: frozenset | None, after: frozenset | None) -> ShapedArray:
@@ -79,9 +77,7 @@ def _with_axes(x: ShapedArray, *, before: frozenset | None, after: frozenset | N
     mesh = jax.sharding.get_abstract_mesh()
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * x.ndim))
     shown = ShapedArray(x.shape, x.dtype, x.weak_type, sharding=sharding)
-    if (kind := getattr(shown, "manual_axis_type", None)) is not None:
-        return shown.update(manual_axis_type=kind.update(varying=after))
-    return shown.update(vma=after)
+    return shown.update(manual_axis_type=shown.manual_axis_type.update(varying=after))
 
 
 def _transpose(cotangent, x, *, before, after):

@@ -26,7 +26,7 @@ from .streaming import Reduction
 
 
 class Part(NamedTuple):
-    """The summary of some patterns, of which that of none is −∞ and 0 elsewhere."""
+    """The summary of some patterns. Of no patterns `largest` is −∞ and everything else is 0."""
 
     largest: Float[Array, "*batch"]  # m
     beta: Float[Array, "*batch"]

@@ -1,7 +1,7 @@
 """Sums over the rows of large arrays, one block of rows at a time.
 
-`sum_over_rows(fn, rows, shared)` sums the results of `fn` over blocks of rows, and concatenates
-those that have one entry per row. It is a JAX primitive because its derivatives have the same form:
+`sum_over_rows(fn, rows, shared)` sums the results of `fn` over blocks of rows. It is a primitive of
+JAX because its derivatives have the same form, with results that have one entry per row besides:
 
 - the tangent of a sum is the sum of the tangents of the blocks;
 - in the transpose, the cotangent of a sum is shared by all blocks and that of a new row belongs to
@@ -102,12 +102,12 @@ def _sliced(rows: Array, first: Array, size: int) -> Array:
 class Reduction(NamedTuple):
     """How the results of disjoint sets of rows become those of their union.
 
-    The results of no row are `first`, and 0 from the second on. `merge` joins two lists of results,
-    and `across` those that several devices have, each along some axes of their mesh. Both are given
-    all results at once, with the axes of a batch in front.
+    Before any row the first result is `start`, and the others are 0. `merge` joins two lists of
+    results, and `across` those that several devices have, each along some axes of their mesh. Both
+    are given all results at once, with the axes of a batch in front.
     """
 
-    first: float
+    start: float
     merge: Callable[[list[Array], list[Array]], list[Array]]
     across: Callable[[list[Array], list[MeshAxes]], list[Array]]
 
@@ -187,7 +187,7 @@ def _evaluate(*arguments, fn, is_row, gives_row, reduction):
     how = {"is_row": is_row, "gives_row": gives_row, "reduction": reduction}
     shapes = _results(*arguments, fn=fn, **how)
     merged = [jnp.zeros(s.shape, s.dtype) for s in chosen(others(gives_row), shapes)]
-    merged[:1] = [jnp.full_like(x, reduction.first) for x in merged[:1]]
+    merged[:1] = [jnp.full_like(x, reduction.start) for x in merged[:1]]
     new_rows = [jnp.zeros(s.shape, s.dtype) for s in chosen(gives_row, shapes)]
     batches, _ = fn.batches(len(is_row), len(gives_row))
     num_states = math.prod(batch_sizes(arguments, is_row, batches).values())

@@ -64,9 +64,10 @@ class Errors(eqx.Module):
 def unless(
     failed: Bool[Array, ""], tree: _T, raise_error: Callable[..., Array], *arguments: Array
 ) -> _T:
-    """`tree`, unless `raise_error(failed, *arguments)` fails, which otherwise returns 1.
+    """`tree`, or the error that `raise_error(failed, *arguments)` raises if `failed` is True.
 
-    In a program for several devices NaN takes the place of an error.
+    `raise_error` returns 1 otherwise. In a program for several devices NaN takes the place of an
+    error.
     """
 
     def nan(failed: Array, *_: Array) -> Array:
@@ -97,6 +98,6 @@ def nan_like(x: Array) -> Array:
 
 
 def _where(is_right: Array, x: Any) -> Any:
-    if not eqx.is_array(x):
+    if not eqx.is_array(x) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return x & is_right if x.dtype == bool else jnp.where(is_right, x, nan_like(x))

@@ -97,8 +97,8 @@ def solve(
     outer jit hides the values, all of these are an `equinox.EquinoxRuntimeError` at run time, in
     which `EQX_ON_ERROR=nan` in the environment gives NaN instead. A program for several devices
     can't raise errors, and has NaN as its results. `throw=False` suppresses all errors of values,
-    so that the program calls nothing on the host and can be exported by `jax.export`;
-    `Solution.result` tells of a solver that failed.
+    so that the program calls nothing on the host, the call returns before the solution is there,
+    and `jax.export` can export it; `Solution.result` tells of a solver that failed.
 
     A batch that is divided among devices stays so, and under `jax.shard_map` each device stops with
     its own samples. Meshes need automatic axes, or `jax.sharding.auto_axes`.
