@@ -5,6 +5,8 @@ so it can't be recognized by comparison, and its share is included in the sums o
 Those of sparsemax, α = 2, are written out, as they need no logarithm: g = (d + max g)₊.
 """
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from .softmax import finite_shift
 from .streaming import MAXIMUM
 
 
-class _Shares(eqx.Module):
+class _Shares(NamedTuple):
     """What determines the share g of a pattern by its score h; α is None for sparsemax."""
 
     beta: Array
@@ -46,31 +48,58 @@ def _largest(block: Block, _: None) -> Array:
     return block.largest
 
 
+class _Moments(NamedTuple):
+    """The shares at their threshold, and the sums over them."""
+
+    shares: _Shares
+    value: Array  # L − m
+    slopes: Slopes  # Σ g ξ
+
+
+def _sums(scores: Scores, shares: _Shares) -> tuple[Slopes, tuple[Array, Array]]:
+    return scores.sums(_weights_and_terms, shares)
+
+
 @eqx.filter_custom_jvp
 @jax.jit
-def _threshold(scores: Scores, beta: Array, alpha: Array | None) -> tuple[Array, Array, Array]:
-    """m, the t at which the shares sum to 1, and the step left at it."""
+def _moments(scores: Scores, beta: Array, alpha: Array | None) -> _Moments:
     zero = jnp.zeros_like(beta)
     largest = finite_shift(scores.reduce(MAXIMUM, _largest, None))
 
-    def sums(t: Array) -> tuple[Array, Array]:
+    def excess(t: Array) -> tuple[Array, Array]:
         shares = _Shares(beta, alpha, largest, t, zero)
         total, slope = scores.sums(_total_and_slope, shares)[1]
         return total - 1, slope
 
     low = -jnp.log(jnp.asarray(len(scores.rows.patterns[0]), zero.dtype))
-    return largest, *find_threshold(sums, zero, low, 2.0 if alpha is None else alpha)
+    t, step = find_threshold(excess, zero, low, 2.0 if alpha is None else alpha)
+    shares = _Shares(beta, alpha, largest, t, step)
+    slopes, (total, value) = _sums(scores, shares)
+    # Without any pattern both sums are 0, with NaN among the scores the slopes are NaN.
+    total = jnp.where((total > 0) | jnp.isnan(largest), total, 1)
+    return _Moments(shares, value, tuple(slope / total for slope in slopes))
 
 
-@_threshold.def_jvp
-def _threshold_jvp(primals, tangents):
-    largest, t, step = _threshold(*primals)
+@_moments.def_jvp
+def _moments_jvp(primals, tangents):
+    """The change at fixed t, in one pass, and that with t, which keeps Σ g at 1.
 
-    def sums(scores: Scores, beta: Array, alpha: Array | None) -> tuple[Array, Array]:
-        return scores.sums(_total_and_slope, _Shares(beta, alpha, largest, t, step))[1]
-
-    (_, slope), (d_total, _) = eqx.filter_jvp(sums, primals, tangents)
-    return (largest, t, step), (None, -d_total / slope, None)
+    The choice of m changes t but not g, so its tangent is chosen as in `streamed_softmax`.
+    """
+    (scores, beta, _), (d_scores, d_beta, d_alpha) = primals, tangents
+    moments = _moments(*primals)
+    pairs = zip(moments.slopes, d_scores.gs, strict=True)
+    d_largest = sum((s @ dg for s, dg in pairs if dg is not None), jnp.zeros_like(beta))
+    primals = (scores, moments.shares)
+    still_scores, still = jax.tree.map(lambda _: None, primals)
+    moves = still._replace(beta=d_beta, alpha=d_alpha, largest=d_largest)
+    _, change = eqx.filter_jvp(_sums, primals, (d_scores, moves))
+    by_t = (still_scores, still._replace(t=jnp.ones_like(beta)))
+    _, slope = eqx.filter_jvp(_sums, primals, by_t)
+    # Without any pattern both are 0.
+    d_t = -change[1][0] / jnp.where(slope[1][0] > 0, slope[1][0], 1)
+    d_slopes, (_, d_value) = jax.tree.map(lambda a, b: a + d_t * b, change, slope)
+    return moments, _Moments(moves._replace(t=d_t), d_value, d_slopes)
 
 
 def _total_and_slope(h: Array, shares: _Shares) -> tuple[None, tuple[Array, Array]]:
@@ -95,9 +124,5 @@ class StreamedEntmax(AbstractStreamed):
     alpha: Float[Array, ""] | None
 
     def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
-        shares = _Shares(self.beta, self.alpha, *_threshold(scores, self.beta, self.alpha))
-        slopes, (total, terms) = scores.sums(_weights_and_terms, shares)
-        # Without any pattern both sums are 0, with NaN among the scores the slopes are NaN.
-        total = jnp.where((total > 0) | jnp.isnan(shares.largest), total, 1)
-        slopes = tuple(slope / total for slope in slopes)
-        return shares.largest + terms, slopes
+        moments = _moments(scores, self.beta, self.alpha)
+        return moments.shares.largest + moments.value, moments.slopes

@@ -4,7 +4,7 @@ import functools as ft
 import inspect
 import operator
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import diffrax
@@ -164,18 +164,21 @@ def _map_in_parts(fn: Callable[..., _T], arguments: tuple, batch: tuple[int, ...
     return eqx.combine(arrays, static[0])
 
 
-def as_batch_size(batch_size: SupportsIndex | None) -> int | None:
-    """The number of samples that run at a time, or an error."""
-    if batch_size is None:
-        return None
+def as_count(name: str, number: SupportsIndex) -> int:
+    """A number of steps or samples, or an error."""
     try:
-        size = operator.index(batch_size)
+        count = operator.index(number)
     except TypeError as error:
-        message = f"Expected batch_size to be a number of samples, got {batch_size!r}."
+        message = f"Expected {name} to be a number, 4096 for instance, got {number!r}."
         raise TypeError(message) from error
-    if size < 1:
-        raise ValueError(f"Expected batch_size of 1 at least, got {size}.")
-    return size
+    if count < 1:
+        raise ValueError(f"Expected {name} of 1 at least, got {count}.")
+    return count
+
+
+def as_limit(name: str, number: SupportsIndex | None) -> int | None:
+    """`as_count`, where None is no limit."""
+    return None if number is None else as_count(name, number)
 
 
 def _as_arrays(tree: StateLike | None) -> PyTree[AnyArray]:
@@ -242,9 +245,30 @@ def raise_if_not_finite(x0: StateLike) -> None:
             ) from None
 
 
-def as_scalar(number: ArrayLike | None, dtype: DTypeLike) -> Any:
-    """A number as an array of NumPy; an array of JAX, or None, unchanged."""
-    return number if number is None or isinstance(number, Array) else np.asarray(number, dtype)
+def check_options(options: Mapping[str, object]) -> None:
+    """Raises an error unless these keywords of `diffrax.diffeqsolve` are what they should be."""
+    kinds = {
+        "adjoint": diffrax.AbstractAdjoint,
+        "event": diffrax.Event | None,
+        "progress_meter": diffrax.AbstractProgressMeter,
+    }
+    for name, kind in kinds.items():
+        if name in options and not isinstance(options[name], kind):
+            expected = getattr(kind, "__name__", "Event")
+            raise TypeError(f"Expected {name} to be a diffrax.{expected}, got {options[name]!r}.")
+
+
+def as_scalar(number: ArrayLike | None, dtype: DTypeLike, name: str) -> Any:
+    """A number as an array of NumPy; an array of JAX unchanged."""
+    scalar: Any = number
+    if not isinstance(number, Array):
+        # NumPy takes None for NaN, and strings for the numbers that they spell.
+        if number is None or isinstance(number, str):
+            raise TypeError(f"Expected {name} to be a number, got {number!r}.")
+        scalar = np.asarray(number, dtype)
+    if scalar.shape != ():
+        raise ValueError(f"Expected {name} to be a number, got shape {scalar.shape}.")
+    return scalar
 
 
 def in_dtype(tree: _T, dtype: DTypeLike) -> _T:

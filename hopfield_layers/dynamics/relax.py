@@ -2,7 +2,6 @@
 
 import functools as ft
 import math
-import operator
 from typing import Any
 
 import diffrax
@@ -143,18 +142,13 @@ def relax(
     """
     if depends_on_time(inputs):
         raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
-    try:
-        max_steps = operator.index(max_steps)
-    except TypeError as error:
-        message = f"Expected max_steps to be a number, 4096 for instance, got {max_steps!r}."
-        raise TypeError(message) from error
-    if max_steps < 1:
-        raise ValueError(f"Expected max_steps of 1 at least, got {max_steps}.")
+    max_steps = problems.as_count("max_steps", max_steps)
+    batch_size = problems.as_limit("batch_size", batch_size)
     problems.check_tools(None if isinstance(solver, BlockUpdates) else solver, stepsize_controller)
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
     numbers = {"dt0": dt0, "tol": tol}
-    numbers = {k: problems.as_scalar(v, dtype) for k, v in numbers.items() if v is not None}
+    numbers = {k: problems.as_scalar(v, dtype, k) for k, v in numbers.items() if v is not None}
     _check_positive({k: v for k, v in numbers.items() if isinstance(v, np.ndarray)})
     meter = diffrax.NoProgressMeter() if progress_meter is None else progress_meter
     tools = {"solver": solver, "controller": stepsize_controller, "meter": meter}
@@ -162,10 +156,10 @@ def relax(
     rest, is_unbounded, errors = _relax(
         arguments=arguments,
         numbers=numbers,
-        max_steps=max_steps,
         throw=throw,
+        max_steps=max_steps,
+        batch_size=batch_size,
         **tools,
-        batch_size=problems.as_batch_size(batch_size),
     )
     if not throw:
         return rest

@@ -91,14 +91,16 @@ def solve(
     **Returns:** the `diffrax.Solution`, whose arrays begin with the batch axes of x0.
     `model.energy(solution.ys)` is the energy along it.
 
-    **Raises:** `ValueError` for t1 ≤ t0, for an x0 that is not finite, and for masks and inputs as
-    [`hopfield_layers.EnergyFlow`][]; `equinox.EquinoxRuntimeError` for a state or rate beyond the
-    range of the dtype, and for a solver that fails, for instance by running out of steps. Where an
-    outer jit hides the values, all of these are an `equinox.EquinoxRuntimeError` at run time, in
-    which `EQX_ON_ERROR=nan` in the environment gives NaN instead. A program for several devices
-    can't raise errors, and has NaN as its results. `throw=False` suppresses all errors of values,
-    so that the program calls nothing on the host, the call returns before the solution is there,
-    and `jax.export` can export it; `Solution.result` tells of a solver that failed.
+    **Raises:** `ValueError` for times out of order, for an x0 that is not finite, and for masks and
+    inputs as [`hopfield_layers.EnergyFlow`][]; `equinox.EquinoxRuntimeError` for a state or rate
+    beyond the range of the dtype, and for a solver that fails, for instance by running out of
+    steps. Where an outer jit hides the values, all of these are an `equinox.EquinoxRuntimeError` at
+    run time, in which `EQX_ON_ERROR=nan` in the environment gives NaN instead. A program for
+    several devices can't raise errors, and has NaN as its results. `throw=False` suppresses all
+    errors of values, so that the program calls nothing on the host, the call returns before the
+    solution is there, and `jax.export` can export it; `Solution.result` tells of a solver that
+    failed. Only the checks of dt0, `diffrax.SaveAt(ts=...)` and `diffrax.StepTo` are diffrax's own,
+    and remain; with `EQX_ON_ERROR=off` in the environment such a program can be exported too.
 
     A batch that is divided among devices stays so, and under `jax.shard_map` each device stops with
     its own samples. Meshes need automatic axes, or `jax.sharding.auto_axes`.
@@ -110,20 +112,25 @@ def solve(
         (2, 1, 3) True
     """
     problems.check_tools(solver, stepsize_controller, saveat)
+    problems.check_options(options)
+    limits = {"max_steps": max_steps, "batch_size": batch_size}
+    limits = {name: problems.as_limit(name, number) for name, number in limits.items()}
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
-    dtype, batch_size = problems.solve_dtype(arguments.x0), problems.as_batch_size(batch_size)
-    start, end, _ = times = [problems.as_scalar(number, dtype) for number in (t0, t1, dt0)]
+    dtype = problems.solve_dtype(arguments.x0)
+    numbers = {"t0": t0, "t1": t1} | ({} if dt0 is None else {"dt0": dt0})
+    times = {name: problems.as_scalar(value, dtype, name) for name, value in numbers.items()}
+    start, end = times["t0"], times["t1"]
     throw = options.pop("throw", True)
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
     if throw:
         _check_times(start, end)
-    limits = {"max_steps": max_steps, "batch_size": batch_size, "throw": throw}
-    solution, errors = _solve(arguments=arguments, times=times, **limits, **tools)
+    solution, errors = _solve(arguments=arguments, times=times, throw=throw, **limits, **tools)
     if (message := errors.first) is not None:
         problems.raise_if_not_finite(arguments.x0)
         _check_times(start, end)
-        if message in grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end)):
+        grids = grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end))
+        if message in _WRONG_TIMES or message in grids:
             raise ValueError(message)
         raise eqx.EquinoxRuntimeError(message)
     return errors.raised_in(solution) if throw else solution
@@ -133,10 +140,8 @@ def solve(
 def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, saveat, options):
     """The solution, and whether there are errors, by their messages."""
     problem = InitialValueProblem(arguments)
-    t0, t1, dt0 = jax.tree.map(lambda t: jnp.asarray(t, problem.dtype), times)
-    for name, number in {"t0": t0, "t1": t1, "dt0": dt0}.items():
-        if number is not None and number.shape != ():
-            raise ValueError(f"Expected {name} to be a number, got shape {number.shape}.")
+    times = {name: jnp.asarray(t, problem.dtype) for name, t in times.items()}
+    t0, t1, dt0 = times["t0"], times["t1"], times.get("dt0")
     solver = straight_line(diffrax.Tsit5() if solver is None else solver)
     if controller is None:
         controller = diffrax.PIDController(rtol=1e-5, atol=1e-7)
@@ -150,11 +155,17 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
         raise ValueError("Constant steps need their size, dt0.")
     errors = Errors.of({})
     if throw:
-        errors = _errors_at_start(problem, t0, t1, check_rates=not constant)
-        # With an error there is nothing to solve, and no other error to find.
+        errors = Errors.of(_time_errors(saveat, controller, t0, t1, dt0))
+        errors |= _errors_at_start(problem, t0, t1, check_rates=not constant)
+        # With an error there is nothing to solve, and no other error to find, by diffrax either.
         is_wrong = errors.index >= 0
-        t0, t1 = (jnp.where(is_wrong, 0, t) for t in (t0, t1))
         saveat = _with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
+        dt0 = None if dt0 is None else jnp.where(is_wrong, 1, dt0)
+        t0, t1 = (jnp.where(is_wrong, 0, t) for t in (t0, t1))
+        if isinstance(controller, diffrax.StepTo):
+            fractions = jnp.linspace(0, 1, len(controller.ts), dtype=problem.dtype)
+            ts = jnp.where(is_wrong, fractions, controller.ts)
+            controller, t1 = diffrax.StepTo(ts), jnp.where(is_wrong, 1, t1)
     replays = set(options) <= {"progress_meter"}
     replays = replays and can_replay(solver, controller, saveat, max_steps, problem.field.inputs)
     replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
@@ -212,14 +223,35 @@ def _check_times(t0: Any, t1: Any) -> None:
     """Raises an error with the numbers if they are known not to be in order."""
     if isinstance(t0, Tracer) or isinstance(t1, Tracer):
         return
-    if t0.shape == t1.shape == () and not -math.inf < float(t0) < float(t1) < math.inf:
+    if not -math.inf < float(t0) < float(t1) < math.inf:
         raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
+
+
+def _time_errors(
+    saveat: diffrax.SaveAt,
+    controller: diffrax.AbstractStepSizeController,
+    t0: Array,
+    t1: Array,
+    dt0: Array | None,
+) -> dict[str, Bool[Array, ""]]:
+    """Whether the times are out of order."""
+    errors = {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
+    if dt0 is not None:
+        errors[_WRONG_STEP] = ~(dt0 > 0)
+    times = [s.ts for s in jax.tree.leaves(saveat.subs, is_leaf=_is_sub) if s.ts is not None]
+    if times:
+        within = [jnp.all((ts >= t0) & (ts <= t1)) & jnp.all(jnp.diff(ts) >= 0) for ts in times]
+        errors[_WRONG_SAVEAT] = ~jnp.all(jnp.array(within))
+    if isinstance(controller, diffrax.StepTo):
+        ts = controller.ts
+        errors[_WRONG_STEPS] = ~(jnp.all(jnp.diff(ts) > 0) & (ts[0] == t0) & (ts[-1] == t1))
+    return errors
 
 
 def _errors_at_start(
     problem: InitialValueProblem, t0: Array, t1: Array, check_rates: bool
 ) -> Errors:
-    """Whether x0, the times, or rates that are to be checked are out of range."""
+    """Whether x0, a grid of inputs, or rates that are to be checked are out of range."""
 
     def is_beyond(x, rate):
         # At the clipped rate such a unit still crosses |x| within the rounding of t1 − t0.
@@ -231,7 +263,6 @@ def _errors_at_start(
         return jnp.any(jnp.array(beyond))
 
     errors = problems.not_finite_error(problem.x0)
-    errors |= {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
     errors |= grid_errors(problem.field.inputs, t0, t1)
     if check_rates:
         errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(problem.map(rates_are_beyond))
@@ -270,6 +301,10 @@ def _is_sub(node: object) -> bool:
 
 
 _NOT_IN_ORDER = "Expected finite times with t1 > t0."
+_WRONG_STEP = "Expected dt0 > 0."
+_WRONG_SAVEAT = "Expected times ts of SaveAt that increase, from t0 to t1 at most."
+_WRONG_STEPS = "Expected times ts of StepTo that increase, from ts[0] = t0 to ts[-1] = t1."
+_WRONG_TIMES = (_NOT_IN_ORDER, _WRONG_STEP, _WRONG_SAVEAT, _WRONG_STEPS)
 _BEYOND = (
     "x or dx/dt left the range of {dtype}, or the inputs or the model's parameters are NaN. Start "
     'nearer to the bias, take smaller steps, follow flow="activation", or solve in float64 '
