@@ -259,6 +259,14 @@ def test_second_derivatives():
     np.testing.assert_allclose(hessian, jnp.stack(differences) / h, atol=1e-7)
 
 
+def test_second_derivatives_where_the_equation_is_linear():
+    def end(b):
+        return jnp.sum(hl.relax(hl.TanhLayer(2, bias=b), jnp.zeros(2), inputs=b).x ** 2)
+
+    hessian = jax.jacfwd(jax.jacfwd(end))(jnp.array([0.1, 0.2]))  # at rest x = 2b
+    np.testing.assert_allclose(hessian, 8 * jnp.eye(2), atol=1e-12)
+
+
 @pytest.mark.parametrize("shared", ["x0", "inputs"])
 def test_gradients_of_what_samples_share(shared):
     def loss(y, x):

@@ -14,7 +14,7 @@ from ..model import AbstractEnergyModel
 from .flow import EnergyFlow
 from .inputs import depends_on_time
 from .problems import check_tools
-from .state_trees import sum_over_units, tree_where
+from .state_trees import sum_over_units, tree_where, without_derivatives
 
 
 _T = TypeVar("_T")
@@ -91,12 +91,6 @@ def step_end(
     field, x, u = without_derivatives((field, x, u))
     energy, u = field.energy_and_drive(t, x) if u is None else (field.energy(t, x), u)
     return StepEnd(field.model.activations(x), u, energy)
-
-
-def without_derivatives(tree: _T) -> _T:
-    """The tree, whose arrays are constants for differentiation."""
-    arrays, static = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.lax.stop_gradient(arrays), static)
 
 
 class _DescentState(eqx.Module):

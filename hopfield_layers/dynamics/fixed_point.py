@@ -18,7 +18,7 @@ from .linear_systems import conjugate_gradients
 from .newton_krylov import Krylov
 from .rest import limit_of, of_samples
 from .run_time_errors import unless
-from .state_trees import largest, like_state, tree_where
+from .state_trees import largest, like_state, tree_where, without_derivatives
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t
@@ -95,6 +95,9 @@ def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array
         return solution
 
     solve, solve_transposed = _by_gmres, _by_gmres
+    # The derivative of a solution is that of its equation. JAX's rule fails on methods that have
+    # tangents where the equation has none.
+    field, x = without_derivatives((field, x))
     is_split = field.flow == "state" and field.clamp is not None
     if callable(slopes := getattr(field.model, "synaptic_slopes", None)) and not is_split:
         products = _Symmetric(field, slopes, x)

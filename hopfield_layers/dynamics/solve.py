@@ -15,12 +15,13 @@ from jaxtyping import Array, Bool, PyTree, Real
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
 from .closures import closes_over_tracers
-from .descent import descend_along, without_derivatives
+from .descent import descend_along
 from .flow import BoundedFlow, EnergyFlow, max_rate
 from .inputs import grid_errors, Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
 from .replay import can_replay, Replay, replayed, saves_states
 from .run_time_errors import Errors
+from .state_trees import without_derivatives
 from .straight_line import straight_line
 
 

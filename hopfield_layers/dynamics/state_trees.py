@@ -1,6 +1,6 @@
 """Trees of a state's structure: clamps and inputs in its shapes, sums and selections."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from .._conversion import as_float, broadcast
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 
 
+_T = TypeVar("_T")
 Masks = PyTree[Bool[Array, "..."]]
 
 
@@ -111,3 +112,9 @@ def largest(tree: PyTree[Array]) -> Float[Array, ""]:
 def tree_where(condition: Bool[ArrayLike, "..."], a: PyTree, b: PyTree) -> PyTree:
     """`jnp.where` of trees of one structure."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
+
+
+def without_derivatives(tree: _T) -> _T:
+    """The tree, whose arrays are constants for differentiation."""
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), static)
