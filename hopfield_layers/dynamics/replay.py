@@ -12,6 +12,7 @@ replayed.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -140,15 +141,13 @@ class _Steps(eqx.Module):
     how: Replay
     t0: Array
     t1: Array
-    ends: Array  # where each step ends, the axis of the steps first
+    ends: Array  # where each step ends, the axis of the steps after those of the batch
     states: PyTree[Array]  # the states after so many steps each, likewise
     num_steps: Array
 
     def __init__(self, problem, how, t0, t1, ends, states, num_steps):
         self.problem, self.how, self.t0, self.t1 = problem, how, t0, t1
-        axis = len(problem.batch)
-        self.ends = jnp.moveaxis(jax.lax.stop_gradient(ends), axis, 0)
-        self.states = jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), states)
+        self.ends, self.states = jax.lax.stop_gradient(ends), states
         self.num_steps = num_steps
 
     @property
@@ -160,8 +159,8 @@ class _Steps(eqx.Module):
         """Where step i of each sample begins and ends; beyond the last one it has no length."""
 
         def end_of(j):
-            index = jnp.maximum(j, 0)[None]
-            return jnp.where(j < 0, self.t0, jnp.take_along_axis(self.ends, index, axis=0)[0])
+            index = jnp.maximum(j, 0)[..., None]
+            return jnp.where(j < 0, self.t0, jnp.take_along_axis(self.ends, index, -1)[..., 0])
 
         return end_of(jnp.minimum(i, self.num_steps) - 1), end_of(
             jnp.minimum(i, self.num_steps - 1)
@@ -204,7 +203,9 @@ class _Steps(eqx.Module):
     def between(self, offset: Array, count: Array) -> PyTree[Array]:
         """The states before each of `count` steps from `offset` on, a multiple of stride."""
         index = jnp.maximum(offset // self.how.stride - 1, 0)
-        kept = jax.tree.map(lambda states: states[index], self.states)
+        axis = len(self.problem.batch)
+        at = partial(jax.lax.dynamic_index_in_dim, index=index, axis=axis, keepdims=False)
+        kept = jax.tree.map(at, self.states)
         # A sample that arrived before has no such state; any other will do.
         is_kept = (offset > 0) & (offset <= self.num_steps)
         x = self.select(is_kept, kept, self.problem.x0)
@@ -216,7 +217,7 @@ class _Steps(eqx.Module):
 
         def body(carry):
             k, x, xs = carry
-            xs = jax.tree.map(lambda xs, x: xs.at[k].set(x), xs, x)
+            xs = jax.tree.map(partial(jax.lax.dynamic_update_index_in_dim, index=k, axis=0), xs, x)
             return k + 1, self.step(self.arrays, x, *self.interval(offset + k)), xs
 
         _, _, xs = jax.lax.while_loop(continues, body, (0, x, room))
