@@ -144,7 +144,7 @@ def test_a_model_may_declare_its_blocks():
     np.testing.assert_allclose(rest.x["x"], hl.relax(model, x0).x["x"], rtol=1e-9)
     assert counter.count <= 2 * (rest.num_steps + 1) + 2
     wrong = Blocks(model, counter, PAIR.blocks()[:1])
-    with pytest.raises(ValueError, match="blocks with each array of the state in one"):
+    with pytest.raises(ValueError, match="each array of the state in exactly one block"):
         hl.relax(wrong, x0)
 
 
