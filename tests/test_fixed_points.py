@@ -22,7 +22,7 @@ def pair(w, dtype=jnp.float64):
 
 
 def starts(dtype=jnp.float64):
-    """Eight pairs, of which none has x₁ = −x₂, and each has its mirror image."""
+    """Eight starts, none with x₁ = −x₂, each together with its mirror image."""
     half = 2 * jr.normal(jr.key(0), (4, 2, 1))
     both = jnp.concatenate([half, -half]).astype(dtype)
     return {"a": both[:, 0], "b": both[:, 1]}

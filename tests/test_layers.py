@@ -49,7 +49,7 @@ def test_make_layer_of_a_users_factory():
     def huber(width: float = 1.0):
         """The pseudo-Huber Lagrangian.
 
-        - `width`: where it turns from a parabola into a cone.
+        - `width`: the |x| at which it changes from a parabola to a cone.
         """
         return hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(width**2 + x**2)))
 

@@ -241,7 +241,7 @@ COTANGENT = jr.normal(jr.key(8), (5,))
 
 
 def outcomes(flow):
-    """Two numbers that depend on the fixed point, as a function of all numbers that go in."""
+    """Two numbers that depend on the fixed point, as a function of all numbers in the inputs."""
     flat, unravel = jax.flatten_util.ravel_pytree((NETWORK, X0, INPUTS))
 
     def run(flat):
