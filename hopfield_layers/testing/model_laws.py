@@ -84,8 +84,8 @@ def assert_energy_descends(
 
     The tolerance is 64 ε of the terms. ∂E/∂x at x0 is computed by central differences of E in
     float64, so that no custom derivative rule is trusted. A solve that rejects every step while
-    dE/dt < 0 doesn't descend. Controllers other than [`hopfield_layers.energy_descent`][] may miss the
-    descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
+    dE/dt < 0 doesn't descend. Controllers other than [`hopfield_layers.energy_descent`][] may miss
+    the descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
     estimate fails, as at the limit of its stability.
 
     **Arguments:**
