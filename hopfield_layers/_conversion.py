@@ -1,4 +1,4 @@
-"""Conversion and checks of what users pass in."""
+"""Conversion and checks of users' arguments."""
 
 import math
 import operator

@@ -102,7 +102,7 @@ def _signature(constructor: Callable, lagrangian_factory: Callable) -> inspect.S
     ]
     taken = sorted({p.name for p in layer} & {p.name for p in keywords})
     if taken:
-        raise ValueError(f"{lagrangian_factory} has parameters with names of the layer's: {taken}.")
+        raise ValueError(f"{lagrangian_factory} has parameters that the layer also has: {taken}.")
     return inspect.Signature([*layer[:4], *keywords, *layer[4:]], return_annotation=Layer)
 
 

@@ -26,7 +26,7 @@ class LExp(_AbstractExponential):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -53,7 +53,7 @@ class LRexp(_AbstractExponential):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -80,7 +80,7 @@ class LCosh(_AbstractExponential):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -112,7 +112,7 @@ class LTanh(_AbstractExponential):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -140,7 +140,7 @@ class LSigmoid(AbstractElementwise):
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `scale`: the largest activation s > 0. If training drives it below 1e-30, 1e-30 is used.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0 or s ≤ 0.
 

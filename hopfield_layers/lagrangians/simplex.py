@@ -35,7 +35,7 @@ class LSoftmax(_AbstractSimplex):
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0, and for a row without units.
 
@@ -65,7 +65,7 @@ class LGhostmax(_AbstractSimplex):
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to at most 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -98,7 +98,7 @@ class LSparsemax(_AbstractSimplex):
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0, and for a row without units.
 
@@ -134,7 +134,7 @@ class LEntmax(AbstractRowwise):
         more than rounding can resolve. If training drives α out of this range, 1 + 1e-6 or 4 is
         used.
     - `axis`: the axis along which the activations sum to 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0, α ≤ 1 or α > 4, and for a row without units.
 

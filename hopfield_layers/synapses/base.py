@@ -107,7 +107,7 @@ class EnergySynapse(AbstractSynapse):
 
 
 def as_synapse(name: str, synapse: object) -> HasEnergy:
-    """`synapse`, wrapped if it is no valid argument of `jax.jit`."""
+    """`synapse`, wrapped if it is not a valid argument of `jax.jit`."""
     if isinstance(synapse, type):
         raise TypeError(
             f"Synapse {name!r}: expected a synapse, got the class {synapse.__name__}: pass an "

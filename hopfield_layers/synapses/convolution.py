@@ -90,7 +90,7 @@ class ConvSynapse(AbstractShaped):
         result = jax.eval_shape(self._pooled, jax.ShapeDtypeStruct(first, self.kernel.dtype)).shape
         if result != second:
             raise ValueError(
-                f"Expected a second layer of the result's shape {result}, got {second}."
+                f"Expected a second layer of the shape {result} of the result, got {second}."
             )
 
     def _alignment(self, *gs: Array) -> Array:

@@ -256,7 +256,7 @@ class MixerSynapse(AbstractShaped):
         self.shapes = base.as_shapes(shapes, 2)
         (n1, d1), (n2, d2) = map(token_shape, self.shapes)
         if n1 != n2:
-            raise ValueError(f"Expected two layers of the same axes of tokens, got {self.shapes}.")
+            raise ValueError(f"Expected two layers of the same tokens, got {self.shapes}.")
         shape = (*base.head_shape(W, 0, num_heads, zspace_dim), d1, d2)
         (self.W,) = base.weights(key, stdinit, W=(W, shape))
         self.hidden_lagrangian = base.row_lagrangian(hidden_lagrangian, LSoftmax(), shape[0])
