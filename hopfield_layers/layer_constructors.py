@@ -46,7 +46,8 @@ def make_layer(
     - `lagrangian_factory`: a Lagrangian's class, or a function that returns a Lagrangian. Numbers
         in fields that are not static are trained, saved and loaded; values that a function closes
         over are constants of the program.
-    - `name`: the constructor's name, by default the factory's without a leading `L`, with `Layer`.
+    - `name`: the constructor's name, by default that of the factory without a leading `L`, followed
+        by `Layer`.
 
     **Returns:** a function `(shape, tau=1.0, use_bias=False, name=None, *, <the factory's
     parameters>, bias=None, key=None)` that returns a [`hopfield_layers.Layer`][].

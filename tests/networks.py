@@ -60,7 +60,7 @@ def draws_of(seed: int) -> Callable[[Any], tuple]:
     """A function of a key that draws a network of one random structure, x0, a clamp and inputs.
 
     It has one to four layers of any Lagrangian, joined so that the energy has a lower bound: layers
-    with unbounded activations by synapses that grow no faster than the layer's energy.
+    with unbounded activations by synapses whose alignment grows at most linearly with these.
     """
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 5))

@@ -89,8 +89,8 @@ def relax(
     is symmetric, and by GMRES where that fails, as at a saddle. For `flow="activation"` the
     derivative is exact, and 0 with respect to free units of x0. For `flow="state"` the derivatives
     of g* and of the energy are exact where u = 0, or where H u = 0 in a neighbourhood of x* (a
-    softmax's row, a dead ReLU). There x* itself also depends on the part of x0 that H can't move
-    (the mean of the row, the dead unit), which its derivative ignores; and with a clamp a
+    softmax's row, a dead ReLU). x* itself also depends on the part of x0 that H can't move (the
+    mean of the row, the dead unit), which its derivative ignores; and with a clamp a
     Lagrangian of your own must declare its `coupled_axes`, see
     [`hopfield_layers.as_lagrangian`][]. The derivative of a sample that didn't converge is
     meaningless, but a cotangent of 0 gives 0, so that a loss may mask the sample out.

@@ -71,7 +71,7 @@ def as_mask(
     shape: tuple[int, ...],
     axes: str,
 ) -> Bool[Array, "..."] | None:
-    """`mask` as an array, or an error if its shape, its dtype or the Lagrangian rule it out."""
+    """`mask` as an array, or an error if it doesn't fit the shape, the dtype or the Lagrangian."""
     if mask is None:
         return None
     mask = jnp.asarray(mask)
