@@ -140,7 +140,7 @@ def test_errors():
     layer, x = hl.TanhLayer(3), jnp.zeros((2, 3))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"separation": 0.0}, "separation > 0"),
-        ({"num_eigenvalues": 0}, "of 1 at least"),
+        ({"num_eigenvalues": 0}, "of at least 1"),
         ({"inputs": jnp.arange(6.0).reshape(2, 3)}, "that all starts share"),
         ({"inputs": lambda t: t}, "depend on t"),
         ({"root_finder": NEWTON, "dt0": 0.1}, "got both"),
