@@ -140,8 +140,8 @@ class _Steps(eqx.Module):
     how: Replay
     t0: Array
     t1: Array
-    ends: Array  # the time at which each step ends, with the axis of the steps first
-    states: PyTree[Array]  # the state after every `stride` steps, with their axis first
+    ends: Array  # where each step ends, the axis of the steps first
+    states: PyTree[Array]  # the states after so many steps each, likewise
     num_steps: Array
 
     def __init__(self, problem, how, t0, t1, ends, states, num_steps):
@@ -157,7 +157,7 @@ class _Steps(eqx.Module):
         return eqx.filter(self.problem.field, eqx.is_inexact_array)
 
     def interval(self, i: Array) -> tuple[Array, Array]:
-        """The times at which step i of each sample begins and ends, equal after the last step."""
+        """Where step i of each sample begins and ends; beyond the last one it has no length."""
 
         def end_of(j):
             index = jnp.maximum(j, 0)[None]
@@ -205,7 +205,7 @@ class _Steps(eqx.Module):
         """The states before each of `count` steps from `offset` on, a multiple of stride."""
         index = jnp.maximum(offset // self.how.stride - 1, 0)
         kept = jax.tree.map(lambda states: states[index], self.states)
-        # A sample that had already reached its end has no such state; any value will do.
+        # A sample that arrived before has no such state; any other will do.
         is_kept = (offset > 0) & (offset <= self.num_steps)
         x = self.select(is_kept, kept, self.problem.x0)
         room = jax.tree.map(lambda x: jnp.zeros((self.how.stride, *x.shape), x.dtype), x)
