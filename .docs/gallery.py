@@ -8,23 +8,23 @@ from mkdocs.structure.files import File
 
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-# What the other examples share.
+# Modules that the other examples share.
 SHARED = {"digits", "energy_pictures"}
 
 
 def on_page_markdown(markdown, **_):
-    """Links to the examples, which hold in the repository, as links within the site."""
+    """Replaces links to the examples, which are valid in the repository, by links in the site."""
     markdown = re.sub(r"\]\(\.\./\.\./examples/(README\.md|\w+\.py)\)", "](gallery.md)", markdown)
     return markdown.replace("](../../examples/", "](gallery/")
 
 
 def on_page_content(html, **_):
-    """Leaves out what Python says of every constructor that has no description of its own."""
+    """Removes Python's default description of constructors that have none of their own."""
     return html.replace("<p>Initialize self.  See help(type(self)) for accurate signature.</p>", "")
 
 
 def on_files(files, config):
-    """Adds the page, and the pictures of the examples below `gallery/`."""
+    """Adds the gallery, and the pictures of the examples under `gallery/`."""
     files.append(File.generated(config, "gallery.md", content=page()))
     for picture in sorted(EXAMPLES.glob("*.png")):
         files.append(File.generated(config, f"gallery/{picture.name}", abs_src_path=str(picture)))
@@ -32,11 +32,11 @@ def on_files(files, config):
 
 
 def page() -> str:
-    """The gallery: of each example its description, pictures, command and source."""
+    """The gallery: the description, pictures, command and source of each example."""
     parts = [
-        "# Gallery\n\nEach example is a script, most in cells (`# %%`) that editors open as a "
-        'notebook. `pip install ".[examples]"` installs what they need; most have a small setting, '
-        "`--quick`."
+        "# Gallery\n\nEach example is a script, and most are divided into cells (`# %%`) that "
+        'editors open as a notebook. `pip install ".[examples]"` installs what they need. Most '
+        "have a small setting, `--quick`."
     ]
     scripts = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in SHARED]
     for script in scripts:

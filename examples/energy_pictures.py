@@ -31,7 +31,7 @@ class Run(NamedTuple):
 def staircase(x0: np.ndarray, t: np.ndarray) -> np.ndarray:
     """E(t) of exponential units once the positive ones have come to rest, exactly.
 
-    Each unit is on its own: dx/dt = −x eˣ takes it from x0 to x in t = Ei(−x0) − Ei(−x).
+    The units are independent: dx/dt = −x eˣ takes a unit from x0 to x in t = Ei(−x0) − Ei(−x).
     """
     energy = np.full(t.shape, -float(np.sum(x0 > 0)))
     for s0 in -x0[x0 < 0]:
@@ -76,7 +76,7 @@ def draw_fall(runs: Sequence[Run]) -> Figure:
 
 
 def draw_plateau(runs: Sequence[Run]) -> Figure:
-    """The second experiment: the fall on to the plateau, and what becomes of the plateau."""
+    """The second experiment: the fall to the plateau, and from the plateau."""
     state, euler, activation = runs
     fig, (left, right) = figure(9, 4.4, 1, 2)
     left.plot(euler.t, euler.energy[0] - euler.bound, color=RED, lw=6, alpha=0.6)

@@ -4,13 +4,14 @@
 C = ½‖g_label − class‖² at rest. In the free phase the network comes to rest at g⁰ with the image
 clamped; in the two nudged phases an input ±b(class − g⁰) pulls the label towards the class and away
 from it, and it comes to rest at x₊ and x₋. ∂E/∂θ of a weight is −g·g′ of the two units that it
-joins, so that each weight learns from what its own units do, and nothing is differentiated through
-the dynamics. The centred difference has an error of order b², as long as no ReLU crosses its
-threshold between x₋ and x₊. The implicit gradient is that of C through `hl.relax`, by `jax.grad`.
+joins, so that each weight learns from the activations of its own units, and nothing is
+differentiated through the dynamics. The centred difference has an error of order b², as long as no
+ReLU crosses its threshold between x₋ and x₊. The implicit gradient is that of C through `hl.relax`,
+by `jax.grad`.
 
-Prints the relative distance of the two gradients against b, the median over 20 images, and how many
-test digits networks read that learned by the one and by the other; draws both next to this file or
-to `--out FOLDER`.
+Prints the relative distance of the two gradients against b (the median over 20 images), and the
+share of test digits that networks read which were trained by either gradient. Draws both next to
+this file or to `--out FOLDER`.
 
 Source: Scellier & Bengio, "Equilibrium propagation", Frontiers in Computational Neuroscience 11
 (2017); Laborieux et al., "Scaling equilibrium propagation to deep ConvNets by drastically reducing
@@ -127,7 +128,7 @@ with jax.enable_x64(True):
     images, classes = (
         np.asarray(a, float) for a in (digits.states(train.images[:20]), CLASSES[train.labels[:20]])
     )
-    # Each image by itself: as a batch of one.
+    # Each image is a batch of one.
     images, classes = images[:, None], classes[:, None]
     tight = [functools.partial(gradient, tol=1e-13) for gradient in (by_nudges, implicit)]
     nudged, exact = (jax.jit(jax.vmap(gradient, (None, 0, 0, None))) for gradient in tight)
@@ -139,7 +140,7 @@ with jax.enable_x64(True):
         relative = jnp.linalg.norm(jnp.array(errors), axis=2) / jnp.linalg.norm(gradient, axis=1)
         distances[name] = np.median(relative, axis=1)
 
-# Smaller errors are those of the rests themselves, and larger ones are not of the order b² alone.
+# Smaller errors are dominated by those of the fixed points, larger ones by orders higher than b².
 slopes = {}
 for name, errors in distances.items():
     used = (errors > 1e-7) & (errors < 1e-3)

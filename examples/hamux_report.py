@@ -1,9 +1,9 @@
 """The laws of `hopfield_layers.testing`, tried on the Lagrangians and layers of HAMUX 0.2.2.
 
-`pip install ".[bench]" && python examples/hamux_report.py` prints how many laws each of them keeps,
-and the simplest counterexample to each that it breaks. Lagrangians are checked as plain callables;
-a layer is one of HAMUX's with its own energy and activation, with τ = 1 and without synapses, so
-that ∂E/∂g = x.
+`pip install ".[bench]" && python examples/hamux_report.py` prints how many laws each of them
+satisfies, and the simplest counterexample to each law that it breaks. Lagrangians are checked as
+plain callables. Layers are HAMUX's, with their own energy and activation, with τ = 1 and without
+synapses, so that ∂E/∂g = x.
 """
 
 import argparse

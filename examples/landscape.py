@@ -4,14 +4,14 @@
 ∂E/∂g = (x − b) + ∂E_s/∂g − I = 0; stable where I + S H > 0 on the range of H
 
 1. Two rectified units that inhibit each other, E_s = w g₁ g₂: two rests and a saddle, and in the
-   state flow, which cannot move dead units, a region that stands still.
+   state flow, which cannot move dead units, a region without any motion.
 2. A tanh unit that excites itself, E_s = −w g²/2, under a swept input: hysteresis between the
    folds at ±I_c, where I_c = artanh √(1 − 1/w) − w √(1 − 1/w) up to its sign.
 3. The log-sum-ReLU (Epanechnikov) energy E = −log(ε + Σ_μ relu(1 − β‖x − ξ_μ‖²/2)) of M = 12
-   patterns (arXiv:2506.10801) as a synapse of one's own: its minima are the centres of the subsets
-   of patterns whose balls overlap there, and these are enumerated exactly. These patterns are a set
-   of which random starts find every minimum. That is not so for every set: of 10 sets that were
-   tried, 6000 starts missed one minimum of 5, and invented none.
+   patterns (arXiv:2506.10801) as a custom synapse. Its minima are the centres of the subsets of
+   patterns whose balls overlap there, which are also enumerated exactly. Random starts find every
+   minimum of this set of patterns, but not of every set: 6000 starts missed one minimum in 5 of 10
+   sets that were tried, and found no wrong one.
 
 Prints a table and writes landscape.png next to this file, or to `--out FOLDER`.
 """
@@ -61,7 +61,7 @@ def hysteresis(count: int, w: float = 2.0) -> tuple[np.ndarray, np.ndarray, floa
     sweep = np.linspace(-1.0, 1.0, count)
 
     def follow(x, value):
-        # The flow, because accelerated updates may come to the other branch.
+        # Follows the flow, because accelerated updates may reach the other branch.
         tools = {"solver": hl.ETD2RK(), "throw": False}
         rest = hl.relax(ham, {"x": x}, inputs={"x": value[None]}, **tools).x["x"]
         return rest, jnp.tanh(rest[0])
@@ -91,7 +91,7 @@ class Epanechnikov(hl.AbstractSynapse):
 
 
 def minima(patterns: np.ndarray, beta: float) -> np.ndarray:
-    """All minima: the mean of each subset whose balls contain that mean, and no other ball does.
+    """All minima: means of subsets of patterns, if exactly the balls of this subset contain it.
 
     In a region where the same balls overlap, Σ relu is a concave parabola about their mean.
     """
@@ -106,7 +106,7 @@ def minima(patterns: np.ndarray, beta: float) -> np.ndarray:
 
 
 def epanechnikov(num_starts: int) -> tuple[hl.HAM, hl.FixedPoints, np.ndarray]:
-    """All minima and none else, from starts at random in the balls of a favourable set."""
+    """All minima and nothing else, from random starts in the balls of a favourable set."""
     rng = np.random.default_rng(2)
     patterns, beta = rng.uniform(-1, 1, (12, 2)), 12.0
     synapse = Epanechnikov(jnp.asarray(patterns), beta)
@@ -114,7 +114,7 @@ def epanechnikov(num_starts: int) -> tuple[hl.HAM, hl.FixedPoints, np.ndarray]:
     places = patterns[rng.integers(0, 12, num_starts)] + rng.uniform(-0.4, 0.4, (num_starts, 2))
     points = hl.fixed_points(ham, {"x": jnp.asarray(places)})
     found, expected = np.asarray(points.x["x"]), minima(patterns, beta)
-    # Outside all balls the energy is flat: such starts are at rest where they are.
+    # Outside all balls the energy is flat, so that starts there are already at rest.
     heights = np.asarray(points.energy) < -np.log(1e-3) - 1e-3
     found = found[heights & np.asarray(points.stable)]
     distance = np.linalg.norm(found[:, None] - expected, axis=-1)

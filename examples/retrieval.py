@@ -4,9 +4,9 @@
 The half-mask protocol of Santos et al., "Hopfield–Fenchel–Young networks" (arXiv:2411.08590):
 pixels in [-1, 1], the lower half of a stored digit set to 0, 5 updates with nothing clamped,
 β = 0.1; retrieved if the cosine with the stored digit exceeds 0.9. An update is an Euler step of
-the activation flow with dt = τ. Beside it noisy queries (σ = 2) and occluded ones (a square of
-14×14 pixels, at random, is ink); Euclidean memories, c = −‖ξ‖²/2, whose score is least distance;
-and the state at rest with the known half clamped.
+the activation flow with dt = τ. Three things are added to the protocol: noisy queries (σ = 2) and
+occluded ones (a random square of 14×14 pixels is ink); Euclidean memories, c = −‖ξ‖²/2, whose
+scores rank patterns by distance; and the state at rest with the known half clamped.
 
 Prints the rates and writes two pictures, next to this file or to `--out FOLDER`.
 """
@@ -45,7 +45,7 @@ images, labels = digits.all_mnist()
 KNOWN = np.arange(28)[:, None] + np.zeros(28) < 14
 
 
-# %% Memories, and what becomes of a query.
+# %% Memories, and the states that they retrieve from queries.
 def network(patterns, hidden_lagrangian: hl.AbstractLagrangian, similarity: str = "dot") -> hl.HAM:
     bias = None if similarity == "dot" else -np.sum(patterns**2, axis=(1, 2)) / 2
     memory = hl.HiddenSynapse.from_patterns(patterns, hidden_lagrangian, bias=bias)
@@ -100,7 +100,7 @@ PROTOCOLS = {
     "half clamped": (half, relaxed),
 }
 
-# %% The rates. All stored digits are queries of the published protocol, 256 of the others.
+# %% The rates. The published protocol has all stored digits as queries, the others 256 of them.
 rates: dict[tuple[str, str, str], list[float]] = {}
 counts: dict[tuple[str, str, str], list[int]] = {}
 for protocol, similarity, kind in itertools.product(PROTOCOLS, ("dot", "Euclid"), KINDS):
@@ -122,7 +122,7 @@ for protocol, similarity, kind in itertools.product(PROTOCOLS, ("dot", "Euclid")
     line = "".join(f"{rate:8.3f}" for rate in rates[key])
     print(f"{protocol:14}{similarity:12}{kind:12}{line}", flush=True)
 
-# %% Their picture.
+# %% The picture of the rates.
 fig, axes = figure(9.6, 3.0, 1, len(PROTOCOLS), sharey=True)
 for ax, protocol in zip(axes, PROTOCOLS, strict=True):
     for similarity, line in (("dot", "-"), ("Euclid", "--")):
@@ -138,7 +138,7 @@ args.out.mkdir(parents=True, exist_ok=True)
 save(fig, args.out / "retrieval_rates.png")
 
 
-# %% One digit of each class: stored, the half of it, and what comes back.
+# %% One digit of each class: stored, its half, and the retrieved images.
 def draw(count: int) -> Figure:
     order = np.random.default_rng(0).permutation(len(images))[:count]
     patterns = images[order]
@@ -170,7 +170,7 @@ def draw(count: int) -> Figure:
 save(draw(max(STORED)), args.out / "retrieval_digits.png")
 
 # %% What is claimed: the published rates, within three times the binomial error of the queries, and
-# that the Euclidean score and the clamp each repair most of what many digits cost the softmax.
+# that the Euclidean score and the clamp each restore most of the softmax's loss with many digits.
 if not args.quick:
     plain = rates["half-masked", "dot", "softmax"][-1]
     assert rates["half-masked", "Euclid", "softmax"][-1] > plain + 0.15

@@ -1,7 +1,7 @@
-"""A Lagrangian of one's own: the laws find what is wrong with it, and hold once it is repaired.
+"""A Lagrangian of your own: the laws find what is wrong with it, and hold once it is repaired.
 
-`LLogCosh` is the Lagrangian of tanh units as it is written in papers, L = Σ ln cosh(βx)/β. On paper
-it is right; in floating-point numbers cosh leaves the range where its logarithm is still small.
+`LLogCosh` is the Lagrangian of tanh units as papers write it, L = Σ ln cosh(βx)/β. The formula is
+right, but in floating-point numbers cosh overflows where its logarithm is still small.
 """
 
 import argparse
@@ -24,7 +24,7 @@ class LLogCosh(eqx.Module):
 
 
 class LStableLogCosh(eqx.Module):
-    """The same, as ln cosh t = |t| + ln(1 + exp(−2|t|)) − ln 2, which is never out of range."""
+    """The same, as ln cosh t = |t| + ln(1 + exp(−2|t|)) − ln 2, in which nothing overflows."""
 
     beta: jax.Array
 
@@ -34,7 +34,7 @@ class LStableLogCosh(eqx.Module):
 
 
 def main() -> None:
-    """Prints the reports of both, and the energy far out."""
+    """Prints the reports of both, and the energy at x = 200."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=200, help="states to draw for each law")
     examples = parser.parse_args().examples

@@ -74,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Imports `testing` or `plotting`, which have dependencies of their own, when first used."""
+    """Imports `testing` or `plotting`, which need optional dependencies, when first used."""
     if name in ("plotting", "testing"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Conversion and checks of what users pass in."""
+"""Conversion and checks of users' arguments."""
 
 import math
 import operator
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 def as_float(x: ArrayLike) -> Array:
     """`x` as a real floating array, or a `TypeError`; integers get the default float dtype."""
-    if isinstance(x, dict):  # which NumPy takes for a dtype
+    if isinstance(x, dict):  # NumPy would interpret it as a dtype
         raise TypeError("Expected an array, got a dict.")
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -31,7 +31,7 @@ def as_float(x: ArrayLike) -> Array:
 
 
 def wide_dtype(dtype: DTypeLike) -> np.dtype:
-    """`dtype`, or float32 for narrower ones: the dtype that the formulas are evaluated in."""
+    """The dtype that the formulas are evaluated in: `dtype`, or float32 if that is wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -86,7 +86,7 @@ def check_range(owner: object, name: str, value: ArrayLike, above: float = -math
 
 
 def over_samples(fn: Callable[[PyTree], _T], x: PyTree, num_batch_axes: int) -> _T:
-    """`fn`, a function of one sample, of every sample along the leading axes of `x`."""
+    """Applies `fn`, a function of one sample, to every sample along the leading axes of `x`."""
     for _ in range(num_batch_axes):
         fn = jax.vmap(fn)
     return fn(x)

@@ -1,10 +1,10 @@
 """Functions on meshes of devices.
 
-Under `jax.shard_map` the type of an array says over which axes of the mesh its values vary. The
-loops of diffrax, equinox and lineax begin with constants, which vary over none, so that their types
-change in the loop, which is an error. `on_each_device` evaluates a function on arrays whose types
-say nothing of a mesh. Its derivatives are right because the arguments are cast to varying ones
-before: the transpose of that cast sums the cotangents of what all devices share.
+Under `jax.shard_map` the type of an array tells over which axes of the mesh its values vary. The
+loops of diffrax, equinox and lineax begin with constants, which vary over none of them. The types
+of these then change in the loop, which is an error. `on_each_device` therefore evaluates a function
+on arrays whose types contain no mesh. Its derivatives are right because the arguments are first
+cast to varying ones: the transpose of this cast sums the cotangents of values that devices share.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def _mesh_of(x: Array) -> Mesh | AbstractMesh:
 
 
 def on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
-    """`fn(*arguments)`, under `shard_map` as on one device and without any communication."""
+    """`fn(*arguments)`, which under `shard_map` runs as on one device, without communication."""
     if not is_under_shard_map():
         return fn(*arguments)
     arrays, static = eqx.partition(arguments, eqx.is_array)
@@ -57,7 +57,7 @@ def on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
         return _set_axes_p.bind(x, before=axes, after=None)
 
     hidden = jax.tree.map(hide, arrays)
-    # Equality of shapes in lineax includes the mesh, which only some of them have.
+    # lineax compares shapes together with their meshes, and only some of the shapes have one.
     with jax.sharding.use_abstract_mesh(_NO_MESH):
         results = fn(*eqx.combine(hidden, static))
     arrays, static = eqx.partition(results, eqx.is_array)
@@ -70,7 +70,7 @@ def _varying_axes(x: Array) -> frozenset[str]:
 
 
 def _with_axes(x: ShapedArray, *, before: frozenset | None, after: frozenset | None) -> ShapedArray:
-    """The type of x on a mesh whose axes `after` it varies over, or without a mesh for None."""
+    """The type of x if it varies over the axes `after` of the mesh; without a mesh for None."""
     if after is None:
         with jax.sharding.use_abstract_mesh(_NO_MESH):
             return ShapedArray(x.shape, x.dtype, x.weak_type)

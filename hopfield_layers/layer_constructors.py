@@ -1,4 +1,4 @@
-"""Constructors of layers from those of Lagrangians, and one for each of the library's own."""
+"""`make_layer`, and the constructors that it makes of the library's own Lagrangians."""
 
 import dataclasses
 import inspect
@@ -39,22 +39,23 @@ class LayerConstructor(Protocol[_P]):
 def make_layer(
     lagrangian_factory: Callable[_P, Callable[..., ArrayLike]], name: str | None = None
 ) -> LayerConstructor[_P]:
-    """Makes a constructor of layers from a Lagrangian's, with the parameters of both.
+    """Makes a constructor of layers from a Lagrangian's constructor, with the parameters of both.
 
     **Arguments:**
 
     - `lagrangian_factory`: a Lagrangian's class, or a function that returns a Lagrangian. Numbers
-        in fields that are not static are trained, saved and loaded; what a function closes over is
-        part of the program.
-    - `name`: the constructor's name, by default the factory's without a leading `L`, with `Layer`.
+        in fields that are not static are trained, saved and loaded; values that a function closes
+        over are constants of the program.
+    - `name`: the constructor's name, by default that of the factory without a leading `L`, followed
+        by `Layer`.
 
     **Returns:** a function `(shape, tau=1.0, use_bias=False, name=None, *, <the factory's
     parameters>, bias=None, key=None)` that returns a [`hopfield_layers.Layer`][].
 
-    **Raises:** `ValueError` if a parameter of the factory has the name of one of the layer's, or
-    can't be given by name; `TypeError` for a Lagrangian instead of its constructor. The function
-    raises `ValueError` for a float in a static field, which loading a saved layer would not
-    restore.
+    **Raises:** `ValueError` if a parameter of the factory has the name of a parameter of the layer,
+    or can't be given by name; `TypeError` for a Lagrangian instead of its constructor. The returned
+    function raises `ValueError` for a float in a static field, because loading a saved layer would
+    not restore it.
 
     Examples:
         >>> TanhLayer = hl.make_layer(hl.LTanh)
@@ -85,7 +86,7 @@ def make_layer(
     return cast(LayerConstructor[_P], constructor)
 
 
-MakeLayer = make_layer  # the original system's name
+MakeLayer = make_layer  # its name in HAMUX 0.1
 
 
 def _signature(constructor: Callable, lagrangian_factory: Callable) -> inspect.Signature:
@@ -102,7 +103,7 @@ def _signature(constructor: Callable, lagrangian_factory: Callable) -> inspect.S
     ]
     taken = sorted({p.name for p in layer} & {p.name for p in keywords})
     if taken:
-        raise ValueError(f"{lagrangian_factory} has parameters of the layer's names: {taken}.")
+        raise ValueError(f"{lagrangian_factory} has parameters that the layer also has: {taken}.")
     return inspect.Signature([*layer[:4], *keywords, *layer[4:]], return_annotation=Layer)
 
 

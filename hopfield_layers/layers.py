@@ -30,9 +30,9 @@ class Layer(AbstractEnergyModel):
     """Neurons of one kind: z = x − b, g = ∂L/∂z, E = Σ z·g − L(z) ≥ −L(0), ∂E/∂g = z.
 
     Every method takes a state of shape `(*batch, *shape)` with any number of batch axes, and keeps
-    its dtype. The bias b moves the state at which the layer rests and not the activation there: at
-    rest z = x − b is what inputs and synapses make it. A trainable threshold, which moves the
-    activation, is a [`hopfield_layers.BiasSynapse`][].
+    its dtype. The bias b moves the state at which the layer rests, but not the activation there: at
+    rest z = x − b is determined by inputs and synapses alone. For a trainable threshold, which
+    moves the activation, use a [`hopfield_layers.BiasSynapse`][].
 
     Methods of a layer are not hashable, so `jax.jit(layer.energy)` fails: write
     `equinox.filter_jit(layer.energy)`, or `jax.jit(lambda layer, x: layer.energy(x))`.
@@ -44,7 +44,7 @@ class Layer(AbstractEnergyModel):
     - `shape`: the shape of the state, a tuple of sizes or one size.
     - `tau`: the time constant τ > 0, in the units of t; or one per unit.
     - `use_bias`: whether there is a bias b, of the layer's shape.
-    - `name`: a name for the layer, of no effect.
+    - `name`: a name for the layer, which has no effect.
     - `bias`: the bias b. By default zeros.
     - `key`: a key of `jax.random`, to draw the bias from N(0, 0.02²).
 
@@ -121,7 +121,7 @@ class Layer(AbstractEnergyModel):
         return self._over_samples(self._drive, x)
 
     activations = activation  # the name that every model has
-    # The names of HAMUX 0.1, as `init_lagrangian` above and `MakeLayer`.
+    # `g`, like `init_lagrangian` above and `MakeLayer`, is a name of HAMUX 0.1.
     g = activation
     __call__ = energy
 
@@ -130,11 +130,11 @@ class Layer(AbstractEnergyModel):
         return 0 - self.lagrangian(jnp.zeros(self.shape))  # −L would be −0 where L is 0
 
     def synaptic_slopes(self, g: Float[Array, "*state"]) -> Float[Array, "*state"]:
-        """0: no synapse joins a layer to anything."""
+        """0, as a layer by itself has no synapses."""
         return jnp.zeros_like(g)
 
     def coupled(self, held: Bool[ArrayLike, "*state"]) -> Bool[Array, "*state"]:
-        """The units whose activation depends on a unit of `held`, those of `held` among them."""
+        """The units whose activation depends on a unit of `held`, including `held` itself."""
         held, ndim = jnp.asarray(held), len(self.shape)
         check_last_axes(held.shape, self.shape, "a mask")
         axes = [axis - ndim for axis in self.lagrangian.coupled_axes(ndim)]
@@ -143,7 +143,7 @@ class Layer(AbstractEnergyModel):
     def init_state(
         self, bs: SupportsIndex | None = None, rng: PRNGKeyArray | None = None
     ) -> Float[Array, "..."]:
-        """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""
+        """Zeros, or standard normal with a key: `(bs, *shape)`, or `shape` without `bs`."""
         if isinstance(bs, Array) and (bs.ndim > 0 or jnp.issubdtype(bs.dtype, jax.dtypes.prng_key)):
             got = f"{bs.dtype}{list(bs.shape)}"
             raise ValueError(f"Expected a number of samples, got {got}: pass a key as rng=key.")

@@ -1,4 +1,4 @@
-"""What the dynamics needs to know of a model, and the types of the arguments that go with it."""
+"""The interface between models and the dynamics, and the types of states as users pass them."""
 
 import abc
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 # NumPy's arrays need no conversion: a compiled program takes them faster than JAX's own.
 AnyArray = Array | np.ndarray
 Flow = Literal["state", "activation"]
-# A state, or something of a state's structure, as users pass it: any tree of arrays.
+# A state, or another tree with the structure of a state, as users pass it: any tree of arrays.
 StateLike = ArrayLike | Mapping[Any, Any] | tuple[Any, ...] | list[Any] | eqx.Module
 
 
@@ -24,22 +24,23 @@ class AbstractEnergyModel(eqx.Module):
     |---|---|
     | `model.energy(x)` | E, of the shape of the batch axes of x, `()` without any |
     | `model.activations(x)` | g = ∂L/∂x, of the structure and shapes of x |
-    | `model.dEdg(x)` | u = ∂E/∂g, likewise |
+    | `model.dEdg(x)` | u = ∂E/∂g, of the structure and shapes of x |
     | `model.tau` | τ > 0 in units of t, a tree of numbers that is a prefix of x |
     | `model.coupled(held)` | optional: the units whose activation depends on a unit of `held` |
-    | `model.blocks()` | optional: which arrays [`hopfield_layers.BlockUpdates`][] move together |
-    | `model.energy_and_dEdg(x)` | optional: both, if that is less work than one after the other |
+    | `model.blocks()` | optional: the arrays that [`hopfield_layers.BlockUpdates`][] joins |
+    | `model.energy_and_dEdg(x)` | optional: both, if they are cheaper together |
     | `model.synaptic_slopes(g)` | optional: ∂E_s/∂g = u − z of one sample, for faster gradients |
 
-    The state is any tree of arrays. L must be a sum of convex functions, one of each array: then E
-    falls along both flows of [`hopfield_layers.EnergyFlow`][]. A model whose energy is a scalar for
-    every state has no batch axes.
+    The state is any tree of arrays. E falls along both flows of [`hopfield_layers.EnergyFlow`][] if
+    L is a sum of convex functions, one for each array. A model whose energy is a scalar for every
+    state has no batch axes.
 
-    `coupled` takes and returns a tree of booleans like x. A clamp of the activation flow must not
-    hold a unit whose activation depends on one that is free; without this method all units of an
-    array are taken to depend on one another. `blocks` returns trees of booleans, prefixes of x,
-    with each array in one of them; without it all arrays move at once. With `synaptic_slopes` the
-    derivatives of [`hopfield_layers.relax`][] come by conjugate gradients, without it by GMRES.
+    `coupled` takes and returns a tree of booleans like x. In the activation flow a clamp must not
+    hold a unit whose activation depends on a free unit; without this method all units of an array
+    are assumed to depend on one another. `blocks` returns trees of booleans that are prefixes of x,
+    each array being True in exactly one; without it all arrays are updated at once. With
+    `synaptic_slopes` the derivatives of [`hopfield_layers.relax`][] are computed by conjugate
+    gradients, without it by GMRES.
 
     Examples:
         >>> class Springs(hl.AbstractEnergyModel):

@@ -37,22 +37,23 @@ class HAM(AbstractEnergyModel):
     Its state is a dict of arrays, one per layer, of shape `(*batch, *shape)` each, with any number
     of batch axes, the same in all layers. ∂E/∂g = (x − b) + ∂E_s/∂g by the Legendre transform, so
     that only the synapses are differentiated. Every method keeps the state's dtype. At rest
-    z = x − b = I − ∂E_s/∂g, whatever b is: a trainable threshold is a
+    z = x − b = I − ∂E_s/∂g doesn't depend on b: for a trainable threshold use a
     [`hopfield_layers.BiasSynapse`][]. As for a layer, `jax.jit(ham.energy)` fails: write
     `equinox.filter_jit(ham.energy)`.
 
     **Arguments:**
 
     - `layers`: a dict of [`hopfield_layers.Layer`][]s by name.
-    - `synapses`: a dict by name of [`hopfield_layers.AbstractSynapse`][]s, and of objects with a
-        method `energy` or callables, both of which return the energy, −A.
-    - `connections`: a list of `((layer, ...), synapse)` by name, with a name of the connection as
-        an optional third entry, by default `"synapse(layer, ...)"`. A synapse that serves several
-        shares its weights.
+    - `synapses`: a dict by name of [`hopfield_layers.AbstractSynapse`][]s, of objects with a method
+        `energy`, or of callables; the last two return the energy, −A.
+    - `connections`: a list of `((layer, ...), synapse)`, given by their names. A third entry may
+        name the connection, by default `"synapse(layer, ...)"`. Connections that use the same
+        synapse share its weights.
 
     **Raises:** `TypeError` for something that is not a layer or synapse; `ValueError` for a
-    connection with an unknown name or another's name, or whose synapse doesn't give a real scalar
-    of the activations; every method, for a state of other layers, shapes or batch axes.
+    connection of unknown layers or synapses, with the name of another connection, or whose synapse
+    doesn't map the activations to a real scalar; and in every method, for a state of other layers
+    or shapes, or with unequal batch axes.
 
     Source: Krotov, "Hierarchical associative memory", arXiv:2107.06446; Hoover et al., "A universal
     abstraction for hierarchical Hopfield networks" (2022).
@@ -82,7 +83,7 @@ class HAM(AbstractEnergyModel):
         for kind, items in (("layers", layers), ("synapses", synapses)):
             if not isinstance(items, dict) or not all(isinstance(name, str) for name in items):
                 raise TypeError(f"Expected {kind} to be a dict by name, got {items!r}.")
-        # Sorted, as JAX sorts the keys of dicts: the order of summation then never changes.
+        # Sorted like the keys of JAX's dicts, so that the order of summation never changes.
         self.layers = dict(sorted(layers.items()))
         self.synapses = {name: as_synapse(name, synapses[name]) for name in sorted(synapses)}
         self.connections = tuple(map(_as_connection, connections))
@@ -161,7 +162,7 @@ class HAM(AbstractEnergyModel):
         return {name: self.layers[name].coupled(mask) for name, mask in held.items()}
 
     def blocks(self) -> tuple[dict[str, bool], ...]:
-        """For each of the sets of layers that no connection joins to one another, who is in it."""
+        """Sets of layers, each a dict of booleans; no connection joins two layers of one set."""
         colours: dict[str, int] = {}
         for name in self._order:
             joined = [c.layers for c in self.connections if name in c.layers]
@@ -179,14 +180,14 @@ class HAM(AbstractEnergyModel):
     def init_states(
         self, bs: SupportsIndex | None = None, rng: PRNGKeyArray | None = None
     ) -> State:
-        """Zeros, or standard normal with a key, of shape `(bs, *shape)`, without `bs` `shape`."""
+        """Zeros, or standard normal with a key: `(bs, *shape)` each, or `shape` without `bs`."""
         keys = [None] * len(self.layers) if rng is None else jr.split(rng, len(self.layers))
         pairs = zip(self.layers.items(), keys, strict=True)
         return {name: layer.init_state(bs, key) for (name, layer), key in pairs}
 
     def _checked(self, xs: NamedArrays) -> State:
         """The states as arrays, or an error if they are not those of the layers."""
-        names = set(xs) if type(xs) is dict else None  # JAX takes other mappings for other trees
+        names = set(xs) if type(xs) is dict else None  # to JAX other mappings are other trees
         if names != set(self.layers):
             got = repr(xs) if names is None else f"one of {sorted(names, key=str)}"
             raise ValueError(
@@ -201,7 +202,7 @@ class HAM(AbstractEnergyModel):
         return states
 
     def _over_samples(self, formula: Callable[[State], _T], states: State) -> _T:
-        """`formula` of every sample, all layers in one dtype, float32 or wider."""
+        """Applies `formula` to every sample, with all layers in one dtype, float32 or wider."""
         dtype = wide_dtype(jnp.result_type(*states.values()))
         wide = {name: x.astype(dtype) for name, x in states.items()}
         name, layer = next(iter(self.layers.items()))

@@ -13,25 +13,25 @@ from .model import AbstractEnergyModel
 def trainable_weights(model: PyTree, also: Collection[str] = ()) -> PyTree[bool]:
     """A tree like the model, True for its weights and False for all other leaves.
 
-    The weights are all floating arrays (patterns, `W`, kernels, biases) but these:
+    The weights are all floating arrays (patterns, `W`, kernels, biases) except these:
 
     - the parameters of Lagrangians: β, γ, δ, scale, n, p and α, and those of your own Lagrangians;
     - the time constants τ of layers, and of models of your own.
 
-    The tree selects what `equinox.partition` splits off to be trained. As a function of the
-    parameters it is also a mask of optax: `optax.adamw(1e-3, mask=hl.trainable_weights)` lets no
-    weight decay act on β and τ. `optax.masked` by itself freezes nothing, for it passes on the
-    gradients of what the mask leaves out.
+    `equinox.partition` splits a model by this tree into the weights to train and the rest. The
+    function itself can be a mask of optax: `optax.adamw(1e-3, mask=hl.trainable_weights)` keeps
+    weight decay away from β and τ. `optax.masked` alone freezes nothing, because it passes the
+    gradients of masked leaves on unchanged.
 
     **Arguments:**
 
-    - `model`: a network, a layer, a synapse, or any tree of such.
-    - `also`: names of fields to select as well, each with all that is in it: `("beta", "tau")`, or
+    - `model`: a network, a layer, a synapse, or any tree of these.
+    - `also`: names of fields to select as well, with all of their contents: `("beta", "tau")`, or
         `("hidden_lagrangian",)` for all parameters of the hidden Lagrangians. To select the β of
-        one layer alone, set its entry in the tree to True by `equinox.tree_at`.
+        one layer only, set its entry in the tree to True by `equinox.tree_at`.
 
-    **Raises:** `TypeError` for a string in the place of the names; `ValueError` for a name that no
-    floating array of the model is in.
+    **Raises:** `TypeError` for a string instead of a collection of names; `ValueError` for a field
+    in which the model has no floating array.
 
     Examples:
         >>> import equinox as eqx
@@ -39,7 +39,7 @@ def trainable_weights(model: PyTree, also: Collection[str] = ()) -> PyTree[bool]
         >>> synapses = {"W": hl.DenseSynapse((3, 2), W=jnp.ones((3, 2)))}
         >>> ham = hl.HAM(layers, synapses, [(("x", "y"), "W")])
         >>> weights, constants = eqx.partition(ham, hl.trainable_weights(ham))
-        >>> def loss(weights):  # of the rest: jax.grad and optax see the weights alone
+        >>> def loss(weights):  # jax.grad and optax get the weights alone
         ...     return hl.relax(eqx.combine(weights, constants), {"x": jnp.ones(3), "y": x}).energy
         >>> x = jnp.array([1.0, 0.0])
         >>> print(jax.tree.map(jnp.shape, jax.tree.leaves(jax.grad(loss)(weights))))
@@ -60,7 +60,7 @@ def trainable_weights(model: PyTree, also: Collection[str] = ()) -> PyTree[bool]
 def _selected(
     node: PyTree, is_weight: bool, also: frozenset[str], unseen: set[str]
 ) -> PyTree[bool]:
-    """The tree of booleans of one part of a model. Takes names that it meets out of `unseen`."""
+    """The tree of booleans for one part of a model. Removes the names that it finds in `unseen`."""
     children, structure = jax.tree_util.tree_flatten_with_path(
         node, is_leaf=lambda child: child is not node
     )

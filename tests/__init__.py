@@ -1,9 +1,9 @@
 """The tests of hopfield_layers.
 
 Run all of them with `pytest`, one file with `pytest tests/test_solve.py`, one law of one instance
-with `pytest tests/test_laws.py -k "gradients and softmax"`, and programs compiled as users compile
-them with `XLA_FLAGS= pytest`. `pytest -m slow` runs those that take a minute each. Tests never
-import benchmarks; benchmarks may import from here.
+with `pytest tests/test_laws.py -k "gradients and softmax"`, and programs with XLA's full
+optimization with `XLA_FLAGS= pytest`. `pytest -m slow` runs those that take a minute each. Tests
+never import benchmarks; benchmarks may import from here.
 
 What each file tests:
 
@@ -11,9 +11,9 @@ What each file tests:
 |---|---|
 | `test_accuracy` | L, g and E of every Lagrangian are within a few ulps of mpmath |
 | `test_laws` | the laws of `hopfield_layers.testing` hold for every Lagrangian and layer |
-| `test_reference` | the numbers are those of HAMUX 0.1.0, the system that this library ports |
+| `test_reference` | results agree with HAMUX 0.1.0, the system that this library ports |
 | `test_energy_transformer` | the example's block is that of the paper |
-| `test_retrieval` | memories retrieve as much as was published |
+| `test_retrieval` | memories retrieve the published shares of patterns |
 
 | the parts | |
 |---|---|
@@ -24,18 +24,18 @@ What each file tests:
 | `test_devices` | batches and memories on several devices and in several processes |
 | `test_checkpoints` | training that was interrupted resumes with the same bits |
 | `test_transformations` | jit, vmap and copies change nothing, and other values compile nothing |
-| `test_weights` | what is trained are the weights, unless more is asked for |
-| `test_floors` | parameters out of their domain act as its edge, and training brings them back |
+| `test_weights` | only the weights are trained, unless more is asked for |
+| `test_floors` | parameters out of their domain count as its edge, and training brings them back |
 
 | the dynamics | |
 |---|---|
-| `test_solve` | solutions are SciPy's, and every solver and option of Diffrax works |
+| `test_solve` | solutions agree with SciPy's, and every solver and option of Diffrax works |
 | `test_straight_line` | unrolled steps and their derivatives are those of Diffrax's own solvers |
 | `test_replay` | gradients of solutions are those of their steps, in bounded memory |
-| `test_inputs` | inputs that change in time are seen by every solver, sample by sample |
-| `test_relax` | relaxations reach fixed points, say whether they did, and have right derivatives |
-| `test_fixed_points` | rests, saddles, eigenvalues and shares are those of closed forms |
-| `test_block_updates` | they bring every network to rest in few drives, with right derivatives |
+| `test_inputs` | every solver steps to the changes of inputs in time, for each sample |
+| `test_relax` | relaxations reach fixed points, report whether they did, and are differentiable |
+| `test_fixed_points` | fixed points, eigenvalues and shares agree with closed forms |
+| `test_block_updates` | every network comes to rest in few drives, with right derivatives |
 | `test_clamp` | clamped units keep their values; masks that would let the energy rise are errors |
 | `test_descent` | under `energy_descent` no accepted step raises the energy |
 | `test_exponential` | the exponential solvers have their orders, and are exact in the leak |
@@ -45,7 +45,7 @@ What each file tests:
 | `test_testing` | the laws reject every wrong model of `zoo`, by the right name |
 | `test_checks` | reports find every synapse, network and model right, and `zoo_parts` wrong |
 | `test_plotting` | pictures show the right numbers |
-| `test_messages` | wrong arguments are errors that say what to write instead |
+| `test_messages` | wrong arguments raise errors that tell what to write instead |
 | `test_docs` | docstrings and README run, and name everything that is public |
 | `test_costs` | products, memory, evaluations and compilations are as few as they should be |
 | `test_house` | imports, types, sizes and classes keep the rules of the house |
@@ -53,11 +53,11 @@ What each file tests:
 | helpers | |
 |---|---|
 | `instances` | one of everything, for the laws to run over |
-| `networks` | chains, binary networks and random ones, which relax |
+| `networks` | chains, binary networks and random networks, to be relaxed |
 | `zoo` | wrong Lagrangians and models, with the law that each breaks |
-| `zoo_parts` | likewise synapses, networks and models, for reports |
+| `zoo_parts` | wrong synapses, networks and models, with the law that each breaks |
 | `accuracy` | the exact values, and the errors in ulps |
-| `compiling` | programs optimized as users compile them |
+| `compiling` | programs with XLA's full optimization |
 | `counting` | how often a run evaluates ∂E/∂g |
 | `solutions` | the saved states and times of a solution |
 | `devices` | what `test_devices` runs on eight devices |

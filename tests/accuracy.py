@@ -62,7 +62,7 @@ def _signed_power(z, p):
 
 
 def _exponential(t):
-    """exp t, or what is as far beyond every dtype's range and is faster to compute."""
+    """exp t, or if it is beyond every dtype's range a number there that is faster to compute."""
     return mp.exp(min(max(t, -FAR), FAR))
 
 
@@ -187,7 +187,7 @@ ROWWISE = {
 
 
 def exact(lagrangian: hl.AbstractLagrangian, z: list[mpf], dtype: Any) -> Exact:
-    """The truth at a row of units, for the parameters as they are in `dtype`."""
+    """The exact values at a row of units, for the parameters rounded to `dtype`."""
 
     def parameter(value):
         rounded = value.astype(dtype) if eqx.is_array(value) else value
@@ -210,7 +210,7 @@ def _results(lagrangian, states):
 
 
 def _error(computed: Any, true: mpf, sensitivity: mpf, terms: int, info: Any) -> float:
-    """In units of eps·|true|·max(1, condition number) = eps·max(|true|, sensitivity)."""
+    """The error in units of eps·|true|·max(1, condition number) = eps·max(|true|, sensitivity)."""
     most, tiny, eps, least = (
         mpf(float(x)) for x in (info.max, info.tiny, info.eps, info.smallest_subnormal)
     )
@@ -234,7 +234,7 @@ class Errors(NamedTuple):
 
 
 def errors(lagrangian: hl.AbstractLagrangian, states: Any) -> Errors:
-    """What the library is off by, for states of shape (N, D)."""
+    """The errors of the library, for states of shape (N, D)."""
     info = jnp.finfo(states.dtype)
     wide = jnp.promote_types(states.dtype, jnp.float32)
     all_errors = Errors([], [], [])
@@ -261,7 +261,7 @@ def errors(lagrangian: hl.AbstractLagrangian, states: Any) -> Errors:
 
 
 def units(lagrangian: hl.AbstractLagrangian, dtype: Any, random: np.random.Generator) -> np.ndarray:
-    """Single units, shape (N, 1): all magnitudes, and where formulas change or results do."""
+    """Single units, shape (N, 1): all magnitudes, and places where formulas or results change."""
     info = jnp.finfo(dtype)
     most, tiny = float(info.max), float(info.tiny)
     scale = 1 / float(getattr(lagrangian, "beta", 1.0))

@@ -1,4 +1,4 @@
-"""Programs compiled as users compile them, although the flags of the tests don't optimize."""
+"""Programs compiled with XLA's full optimization, which the flags of the tests switch off."""
 
 import os
 from collections.abc import Callable

@@ -18,8 +18,7 @@ Result = TypeVar("Result")
 class Counter:
     """The number of different states at which the drive was evaluated.
 
-    States are counted, not calls: XLA compiles two evaluations at the same state of a step into
-    one.
+    States are counted, not calls, because XLA merges two evaluations at the same state of a step.
     """
 
     def __init__(self) -> None:

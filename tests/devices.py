@@ -1,4 +1,4 @@
-"""Programs of several devices, each of which fails by an exception.
+"""Programs for several devices, each of which raises an exception if a check fails.
 
 `test_devices` runs each of them in a process with eight virtual devices:
 `XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_ENABLE_X64=1 python -m tests.devices NAME`.
@@ -65,7 +65,7 @@ def placed(tree, mesh, *spec):
 
 
 def compiled(fn, *arguments):
-    """The results of the program, and how many arrays of which types its devices exchange."""
+    """The results of the program, and the numbers and types of arrays that devices exchange."""
     program = jax.jit(fn).lower(*arguments).compile()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", program.as_text() or "")
@@ -106,7 +106,7 @@ def sharded_batch():
 
 
 def errors():
-    """Errors are raised as on one device; in a program for several they are NaN."""
+    """Known errors are raised as on one device; in a program for several, results are NaN."""
     batch = placed(x0, mesh_of(("samples", 8)), "samples")
     bad = {**batch, "x": batch["x"].at[3, 1].set(jnp.nan)}
     for name in ("relax", "solve"):
@@ -130,7 +130,7 @@ def errors():
 
 
 def under_shard_map():
-    """Each device stops by itself, and gradients are those of the whole batch."""
+    """Each device stops independently, and gradients are those of the whole batch."""
     mesh = mesh_of(("samples", 8))
     batch = placed(x0, mesh, "samples")
     for name, run in RUNS.items():
@@ -220,7 +220,7 @@ def memory_and_batch():
 
 
 def explicit_axes():
-    """An error says what to write instead, which works."""
+    """The error tells what to write instead, and that works."""
     mesh = mesh_of(("samples", 8), kind=AxisType.Explicit)
     batch, rows = placed(x0, mesh, "samples"), placed(patterns, mesh, "samples")
     message = "automatic axes, got explicit ones.*auto_axes"

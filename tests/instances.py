@@ -44,7 +44,7 @@ LAGRANGIANS = {
     "callable": hl.as_lagrangian(soft_absolute, coupled_axes=()),
 }
 
-# Further parameters of Lagrangians that are there already: these have no layer.
+# Lagrangians that occur above, with other parameters; no layer is made of these.
 VARIANTS = ("power 2", "entmax 1.1")
 
 LAYERS = {
@@ -153,7 +153,7 @@ NETWORKS = {
     "memory": Memory(jr.normal(jr.key(1), (7, 5)), jnp.array(3.0), jnp.array(0.7)),
     "springs": Springs(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 0.0, -2.0]), jnp.array(0.5)),
 }
-# States of those, which don't declare their shapes.
+# States of the models, which don't declare their shapes.
 TEMPLATES = {
     "tanh and softmax": {"a": jnp.zeros(5), "b": jnp.zeros(4)},
     "identity and ReLU": {"a": jnp.zeros(5), "b": jnp.zeros(4)},
@@ -175,7 +175,7 @@ def draws(seed: int) -> Draw:
     return normal
 
 
-CAUSAL = jnp.tril(jnp.ones((4, 5), bool), -1)  # the first query sees no key
+CAUSAL = jnp.tril(jnp.ones((4, 5), bool), -1)  # the first query has no key
 
 
 def _synapses(normal: Draw) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Networks that relax: chains, binary networks, and random ones whose energy is bounded."""
+"""Networks to relax: chains, binary networks, and random ones whose energy is bounded."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ def chain(scale: float, sizes: tuple[int, ...] = (100, 80, 60, 40, 10)) -> hl.HA
 
 
 def binary(load: float, flips: float, dtype, num_samples: int) -> tuple[hl.HAM, dict]:
-    """The textbook's binary network of 200 units, with stored patterns of which some units flip."""
+    """The textbook's binary network of 200 units, and stored patterns with some units flipped."""
     size = 200
     patterns = jr.rademacher(jr.key(3), (round(load * size), size)).astype(dtype)
     W = patterns.T @ patterns / size
@@ -59,8 +59,8 @@ _PARAMETERS = {"beta": (-1, 1), "alpha": (1.1, 3.0), "n": (1.5, 4.0), "p": (1.5,
 def draws_of(seed: int) -> Callable[[Any], tuple]:
     """A function of a key that draws a network of one random structure, x0, a clamp and inputs.
 
-    One to four layers of any Lagrangian, joined so that the energy has a lower bound: where an
-    activation is unbounded, by synapses that grow no faster than it.
+    It has one to four layers of any Lagrangian, joined so that the energy has a lower bound: layers
+    with unbounded activations by synapses whose alignment grows at most linearly with these.
     """
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 5))

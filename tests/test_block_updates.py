@@ -87,7 +87,7 @@ def test_random_networks(seed):
 
 
 def test_the_fastest_block_moves_first():
-    # The query is in x, and y at 0 knows nothing: were x to move first, the query would be lost.
+    # The query is in x, and y is 0: if x moved first, the query would be lost.
     for tau in (1.0, 0.1):
         model = pair(3 * jnp.eye(4), hl.IdentityLayer, partial(hl.SoftmaxLayer, tau=tau))
         x0 = {"x": jnp.array([0.0, 0.0, 1.0, 0.0]), "y": jnp.zeros(4)}
@@ -136,7 +136,7 @@ class Blocks(hl.AbstractEnergyModel):
 
 
 def test_a_model_may_declare_its_blocks():
-    # A sweep meets two states: the drive of each block at its own.
+    # A sweep evaluates the drive at two states, one for each block.
     model, x0 = PAIR, {"x": QUERIES[0], "y": jnp.zeros(3)}
     counter = Counter()
     counted = Blocks(model, counter, PAIR.blocks())
@@ -144,7 +144,7 @@ def test_a_model_may_declare_its_blocks():
     np.testing.assert_allclose(rest.x["x"], hl.relax(model, x0).x["x"], rtol=1e-9)
     assert counter.count <= 2 * (rest.num_steps + 1) + 2
     wrong = Blocks(model, counter, PAIR.blocks()[:1])
-    with pytest.raises(ValueError, match="blocks with each array of the state in one"):
+    with pytest.raises(ValueError, match="each array of the state in exactly one block"):
         hl.relax(wrong, x0)
 
 

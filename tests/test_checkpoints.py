@@ -16,7 +16,7 @@ import hopfield_layers as hl
 
 
 class Checkpoint(eqx.Module):
-    """All that the rest of the training depends on."""
+    """All on which the further training depends."""
 
     model: hl.HAM
     momentum: hl.HAM

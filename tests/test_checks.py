@@ -30,7 +30,7 @@ from .instances import BOUNDS, HAMS, NETWORKS, SYNAPSES, TEMPLATES
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
-# Networks, which `test_right_networks` has by their own check.
+# Networks have their own check, in `test_right_networks`.
 SLOW = ("tanh and softmax", "identity and ReLU")
 
 
@@ -102,7 +102,7 @@ def test_a_rule_of_the_wrong_sign_is_caught_along_both_flows(flow):
     x = {"a": jnp.array([1.0, -0.5, 2.0]), "b": jnp.array([0.5, 1.0])}
     with pytest.raises(Violation, match=r"^slope:"):
         assert_energy_descends(ham, x, flow)
-    # Every step rises, so that the solve rejects all of them, and never gets anywhere.
+    # The energy rises on every step, so that the solve rejects all of them and never moves.
     laws = descent_laws(ham, x, flow)
     assert excesses({"descent": laws["descent"][1:]})["descent"] > 1
 

@@ -1,4 +1,4 @@
-"""Clamped units keep their values, and the others move as the flow says."""
+"""Clamped units keep their values, and the others follow the flow."""
 
 from collections.abc import Callable
 from typing import Any

@@ -22,7 +22,7 @@ def pair(w, dtype=jnp.float64):
 
 
 def starts(dtype=jnp.float64):
-    """Eight pairs, of which none has x₁ = −x₂, and each has its mirror image."""
+    """Eight starts, none with x₁ = −x₂, each together with its mirror image."""
     half = 2 * jr.normal(jr.key(0), (4, 2, 1))
     both = jnp.concatenate([half, -half]).astype(dtype)
     return {"a": both[:, 0], "b": both[:, 1]}
@@ -140,7 +140,7 @@ def test_errors():
     layer, x = hl.TanhLayer(3), jnp.zeros((2, 3))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"separation": 0.0}, "separation > 0"),
-        ({"num_eigenvalues": 0}, "of 1 at least"),
+        ({"num_eigenvalues": 0}, "of at least 1"),
         ({"inputs": jnp.arange(6.0).reshape(2, 3)}, "that all starts share"),
         ({"inputs": lambda t: t}, "depend on t"),
         ({"root_finder": NEWTON, "dt0": 0.1}, "got both"),

@@ -86,7 +86,7 @@ def test_transformations():
     # Descent on −x² raises x, and on x² lowers it.
     np.testing.assert_allclose(gradients(x, -0.25), [-0.5, -0.5, -1, 0])
     np.testing.assert_allclose(jax.jit(gradients)(x, 0.1), [0, 0, 0.4, 0.8])
-    # Outside, at most 1 is let through.
+    # Outside the domain, gradients are at most 1 in size.
     np.testing.assert_allclose(gradients(x, -10.0), [-1, -1, -40, 0])
     np.testing.assert_allclose(gradients(x, 10.0), [0, 0, 40, 1])
 

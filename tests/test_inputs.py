@@ -160,8 +160,8 @@ def test_any_path_of_diffrax():
     [
         (lambda: hl.PiecewiseConstantInterpolation(TS, YS[:2]), {}, "as many values"),
         (lambda: hl.PiecewiseConstantInterpolation(TS[::-1], YS), {}, "increasing"),
-        (lambda: hl.PiecewiseConstantInterpolation(TS, YS), {"t0": -1.0}, "begins before"),
-        (lambda: PULSES["triangle"], {"t1": 101.0}, "ends after"),
+        (lambda: hl.PiecewiseConstantInterpolation(TS, YS), {"t0": -1.0}, "begins earlier"),
+        (lambda: PULSES["triangle"], {"t1": 101.0}, "ends later"),
         (lambda: hl.PiecewiseConstantInterpolation(TS, jnp.zeros((3, 5))), {}, r"shape \(5,\)"),
         (lambda: hl.PiecewiseConstantInterpolation(TS, {"x": YS}), {}, "structure"),
         (lambda: hl.InputsWithJumps(lambda t: t, jnp.array([jnp.nan])), {}, "finite jump_ts"),

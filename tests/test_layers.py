@@ -49,7 +49,7 @@ def test_make_layer_of_a_users_factory():
     def huber(width: float = 1.0):
         """The pseudo-Huber Lagrangian.
 
-        - `width`: where it turns from a parabola into a cone.
+        - `width`: the |x| at which it changes from a parabola to a cone.
         """
         return hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(width**2 + x**2)))
 
@@ -62,7 +62,7 @@ def test_make_layer_of_a_users_factory():
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_make_layer_of_a_wrong_factory():
-    with pytest.raises(ValueError, match=r"of the layer's names: \['tau'\]"):
+    with pytest.raises(ValueError, match=r"that the layer also has: \['tau'\]"):
         hl.make_layer(lambda tau: hl.LTanh())
     with pytest.raises(ValueError, match=r"can't be given \['beta'\] by name"):
         hl.make_layer(lambda *beta: hl.LTanh(*beta))  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""Memories: blocks of patterns, biases and masks, narrow dtypes, and what they take."""
+"""Memories: blocks of patterns, biases and masks, narrow dtypes, and temporary memory."""
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ KEY = jr.key(0)
 
 
 class LQuartic(hl.AbstractLagrangian):
-    """A user's own, with a term per unit."""
+    """A user's own Lagrangian with a term per unit."""
 
     c: jax.Array
 

@@ -1,4 +1,4 @@
-"""What the library says to wrong arguments: what it expected, what it got, and what to write."""
+"""Error messages for wrong arguments: what was expected, what was passed, and what to write."""
 
 from typing import Any
 

@@ -283,7 +283,7 @@ def test_bad_networks(make, message):
 @pytest.mark.usefixtures("unchecked_types")
 def test_bad_types():
     for synapse, message in (
-        (hl.DenseSynapse, "Synapse 'W': Expected a synapse, got the class DenseSynapse"),
+        (hl.DenseSynapse, "Synapse 'W': expected a synapse, got the class DenseSynapse"),
         (3, "Synapse 'W': .* got 3"),
     ):
         with pytest.raises(TypeError, match=message):

@@ -1,4 +1,4 @@
-"""What the pictures show, and that drawing them leaves no trace."""
+"""Pictures show the right numbers, and drawing them has no side effects."""
 
 import doctest
 import inspect
@@ -30,7 +30,7 @@ EVERY_STEP = diffrax.SaveAt(t0=True, steps=True)
 
 @pytest.fixture(autouse=True)
 def figures(monkeypatch):
-    """Nothing is shown, and whoever wants a figure of pyplot closes it."""
+    """Fails if a figure is shown, and closes pyplot's figures before and after each test."""
     monkeypatch.setattr(pyplot, "show", lambda *_, **__: pytest.fail("shown"))
     pyplot.close("all")
     yield

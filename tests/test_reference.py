@@ -97,7 +97,7 @@ def _synapse(kind, shapes, weights):
 
 
 class InSinglePrecision(eqx.Module):
-    """A convolution in float32, which the reference uses in its float64 tables too."""
+    """A convolution in float32, because the reference computes it so even in its float64 tables."""
 
     synapse: hl.ConvSynapse
 

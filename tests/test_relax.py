@@ -241,7 +241,7 @@ COTANGENT = jr.normal(jr.key(8), (5,))
 
 
 def outcomes(flow):
-    """Two numbers that depend on the fixed point, as a function of all numbers that go in."""
+    """Two numbers that depend on the fixed point, as a function of all numbers in the inputs."""
     flat, unravel = jax.flatten_util.ravel_pytree((NETWORK, X0, INPUTS))
 
     def run(flat):
@@ -477,7 +477,7 @@ def test_bad_input():
             hl.relax(layer, x0, stepsize_controller=controller)
     with pytest.raises(eqx.EquinoxRuntimeError, match="tol > 0"):
         eqx.filter_jit(lambda tol: hl.relax(layer, x0, tol=tol).x)(jnp.array(0.0))
-    with pytest.raises(ValueError, match=r"one number, got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"number, got shape \(3,\)"):
         hl.relax(layer, x0, tol=jnp.ones(3))
     with pytest.raises(ValueError, match="depend on t have no fixed point"):
         hl.relax(layer, x0, inputs=lambda t: t * x0)  # pyright: ignore[reportArgumentType]

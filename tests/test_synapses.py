@@ -41,7 +41,7 @@ def beta(synapse):
 
 
 def attention(s, gq, gk, value=None):
-    """By loops over heads and queries; the given value of a row of scores instead of lse."""
+    """A by loops over heads and queries, with `value` of a row of scores instead of lse."""
     value = value or (lambda scores: lse(scores, beta(s)))
     gq, gk = gq.reshape(-1, gq.shape[-1]), gk.reshape(-1, gk.shape[-1])
     total = 0.0
@@ -80,7 +80,7 @@ def pooled(out, window, strides, reduce):
 
 
 def same(shape, size, strides):
-    """The padding that keeps the size, but for strides; the odd one goes behind."""
+    """The padding that keeps the size, up to strides; an odd one pads more at the end."""
     totals = [
         max((math.ceil(n / s) - 1) * s + k - n, 0)
         for n, k, s in zip(shape, size, strides, strict=False)

@@ -57,7 +57,7 @@ def test_networks():
         ".W",
         ".layers['a'].bias",
     }
-    # The β of a model of one's own is a weight, as nothing says what it is, and its τ is none.
+    # The β of a user's own model is a weight, as nothing declares it otherwise; its τ is not.
     assert selected(NETWORKS["memory"]) == {".patterns", ".beta"}
     assert selected(NETWORKS["springs"]) == {".stiffness", ".centre"}
 

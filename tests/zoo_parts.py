@@ -54,7 +54,7 @@ def slope_of_cube(factor, held=lambda s: s):
 
 
 class Minus(hl.AbstractSynapse):
-    """Its energy is A instead of −A."""
+    """A synapse whose energy is A instead of −A."""
 
     def alignment(self, g, h):
         return jnp.sum(g) * jnp.sum(h)
@@ -64,7 +64,7 @@ class Minus(hl.AbstractSynapse):
 
 
 class Leaking(eqx.Module):
-    """Attention whose masked scores are 30 less than others, or get their gradient nonetheless."""
+    """Attention whose masked scores are only lowered by 30, or still get a gradient."""
 
     mask: jax.Array
     penalty: float = 30.0
@@ -75,7 +75,7 @@ class Leaking(eqx.Module):
 
 
 class LeakingGradient(eqx.Module):
-    """Attention whose mask is honoured in the value alone."""
+    """Attention that applies its mask to the value, but not to the gradient."""
 
     mask: jax.Array
 
@@ -242,7 +242,7 @@ NETWORKS = {
 
 
 class Blocks(hl.AbstractEnergyModel):
-    """Two layers of which no block has the second."""
+    """Two layers, the second of which is in no block."""
 
     tau: jax.Array
 
@@ -260,7 +260,7 @@ class Blocks(hl.AbstractEnergyModel):
 
 
 class Slow(hl.AbstractEnergyModel):
-    """A right model that evaluates its activation twice in a drive, with a number of Python's."""
+    """A right model that evaluates its activation twice in a drive, and has a Python number."""
 
     layer: hl.Layer
     tau: float = 0.5

@@ -1,6 +1,6 @@
-"""Functions of a block of rows, and what derivatives and `vmap` make of them.
+"""Functions of a block of rows, with their tangents, transposes and batched versions.
 
-They compare by value, so that JAX's caches know them.
+They are compared by value, so that JAX's caches recognise equal ones.
 """
 
 import abc
@@ -15,12 +15,12 @@ from jaxtyping import Array, PyTree
 
 
 Flags = tuple[bool, ...]
-# The axes of a batch that the leading axes of each array are, after that of the rows.
+# For each array, which axes of the batch its leading axes are, after the axis of the rows if any.
 Batches = list[tuple[int, ...]]
 
 
 def block_shapes(is_row: Flags, arguments: Iterable[Any]) -> list[jax.ShapeDtypeStruct]:
-    """The shapes of the arguments for a block of one row."""
+    """The shapes of the arguments, with a block of one row."""
     return [
         jax.ShapeDtypeStruct((1, *a.shape[1:]) if row else a.shape, a.dtype)
         for row, a in zip(is_row, arguments, strict=True)
@@ -61,7 +61,7 @@ class AbstractBlockFunction(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, num_arguments: int, num_results: int) -> tuple[Batches, Batches]:
-        """The axes of batches that each argument has, and each result."""
+        """The axes of the batch that each argument has, and those that each result has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class OnTrees(AbstractBlockFunction):
 
 @dataclasses.dataclass(frozen=True)
 class Mapped(AbstractBlockFunction):
-    """`fn` of a batch, whose axis comes after that of the rows, and first in all other arrays."""
+    """`fn` over a batch, whose axis is the first one, or the second one in arrays of rows."""
 
     fn: AbstractBlockFunction
     is_row: Flags
@@ -111,7 +111,7 @@ class Mapped(AbstractBlockFunction):
 
 @dataclasses.dataclass(frozen=True)
 class Tangent(AbstractBlockFunction):
-    """The tangent of `fn`, from its arguments and the tangents of those that move."""
+    """The tangent of `fn`, from its arguments and the tangents of those that have one."""
 
     fn: AbstractBlockFunction
     moves: Flags
@@ -132,7 +132,7 @@ class Tangent(AbstractBlockFunction):
 
 @dataclasses.dataclass(frozen=True)
 class Transpose(AbstractBlockFunction):
-    """The transpose of `fn`, linear in some arguments, from the others and the cotangents."""
+    """The transpose of `fn` in the arguments in which it is linear, given the others."""
 
     fn: AbstractBlockFunction
     is_linear: Flags

@@ -1,10 +1,11 @@
-"""Elementary functions that keep their digits, and their derivatives', over the whole range.
+"""Elementary functions that are accurate over the whole range, and so are their derivatives.
 
 - A function of t = βz takes β and z as separate arguments. Its derivative slope·(β dz + z dβ) is
   multiplied in an order in which no factor of 0 meets an infinite one.
 - exp(t) leaves the range before scale·exp(t) does; scale·exp(t/2)·exp(t/2) doesn't.
-- Where two formulas meet, each gets the threshold in place of an argument of the other. XLA may
-  evaluate the predicate differently in two fusions, so each is valid slightly past the threshold.
+- Where two formulas meet, each is evaluated at the threshold for arguments that belong to the other
+  one. XLA may evaluate the predicate differently in two fusions, so each formula is valid slightly
+  past the threshold.
 
 The errors are a few ulps of the result times the condition number.
 """
@@ -17,14 +18,14 @@ from jaxtyping import Array
 
 
 def sum_in_range(terms: Array) -> Array:
-    """Σ terms of either sign, of which a partial sum may overflow though the whole doesn't."""
+    """Σ terms of either sign, also where a partial sum overflows but the whole doesn't."""
     scale = 2.0 ** max(terms.size - 1, 0).bit_length()
     total = jnp.sum(terms)
     return jnp.where(jnp.isfinite(total), total, jnp.sum(terms / scale) * scale)
 
 
 def magnitude(t: Array) -> Array:
-    """|t| whose derivative at 0 is 1, so that even functions keep their curvature there."""
+    """|t|, whose derivative at 0 is 1, so that even functions keep their curvature there."""
     return jnp.where(t < 0, -t, t)
 
 
@@ -34,9 +35,9 @@ def positive_part(t: Array) -> Array:
 
 
 def floored_exponent(t: Array) -> Array:
-    """`t`, or a finite number without a derivative where exp(t/4) has already vanished.
+    """`t`, or a finite constant where exp(t/4) is 0 already.
 
-    The derivative of exp(βz) is exp(βz)·β dz, which is 0·∞ where β dz overflows.
+    The derivative of exp(βz) is exp(βz)·β dz, which would be 0·∞ where β dz overflows.
     """
     floor = 4 * math.log(jnp.finfo(t.dtype).tiny)
     return jnp.where(t < floor, floor, t)
@@ -45,7 +46,7 @@ def floored_exponent(t: Array) -> Array:
 def exponent_below(beta: Array, z: Array, m: Array) -> Array:
     """β(z − m) for z ≤ m, finite with finite derivatives also where z is −∞ or z − m overflows.
 
-    A z far above m, which only a unit that is left out can have, gives 1.
+    A z far above m gives 1. Only units that are left out can have such a z.
     """
     lowest = -(float(jnp.finfo(z.dtype).max) ** 0.9)
     t = floored_exponent(beta * jnp.maximum(z - m, lowest))
@@ -53,7 +54,7 @@ def exponent_below(beta: Array, z: Array, m: Array) -> Array:
 
 
 def scaled_exp(scale: Array, t: Array) -> Array:
-    """scale·exp(t), infinite or zero only where the product is and not where exp(t) is."""
+    """scale·exp(t), which is infinite or zero only where the product is, even if exp(t) is."""
     half = jnp.exp(floored_exponent(t) / 2)
     return scale * half * half
 
@@ -61,20 +62,21 @@ def scaled_exp(scale: Array, t: Array) -> Array:
 def power(base: Array, exponent: Array) -> Array:
     """base^exponent for base ≥ 0, exponent > 0, with a finite derivative at base = 0.
 
-    There it is 1 for exponent 1 and 0 otherwise, also below 1 where the true one is infinite.
+    This derivative is 1 for the exponent 1 and 0 otherwise, even for exponents below 1, for which
+    the true one is infinite.
     """
     zero, at_zero = base == 0, jnp.where(exponent == 1, base, 0)
     return jnp.where(zero, at_zero, jnp.power(jnp.where(zero, 1, base), exponent))
 
 
 def scaled_power(scale: Array, base: Array, exponent: Array) -> Array:
-    """scale·base^exponent for base ≥ 0, infinite only where the product is."""
+    """scale·base^exponent for base ≥ 0, which is infinite only where the product is."""
     half = power(base, exponent / 2)
     return half * scale * half
 
 
 def log1p_ratio(q: Array) -> Array:
-    """ln(1 + q)/q for q ≥ 0, which is 1 at 0; its derivative is finite where 1/q² is not."""
+    """ln(1 + q)/q for q ≥ 0, and 1 at 0; its derivative is finite even where 1/q² overflows."""
     edge = float(jnp.finfo(q.dtype).eps) ** (1 / 3)
     small = q < edge
     near, far = jnp.where(small, q, edge), jnp.where(small, edge, q)
@@ -82,7 +84,7 @@ def log1p_ratio(q: Array) -> Array:
 
 
 def _change(slope, beta, z, dbeta, dz):
-    """slope·d(βz), in an order in which no finite β, z and tangents give 0·∞."""
+    """slope·d(βz), multiplied in an order in which finite β, z and tangents never give 0·∞."""
     by_z = 0 if dz is None else slope * beta * dz
     return by_z if dbeta is None else by_z + slope * z * dbeta
 
@@ -107,7 +109,7 @@ def _bell(t):
 @eqx.filter_custom_jvp
 def sigmoid(scale: Array, beta: Array, z: Array) -> Array:
     """scale/(1 + exp(−βz)), which may be in range where exp(−βz) isn't."""
-    # h²/(h² + 1) with h = exp(βz/2), which is 1 to rounding long before h² leaves the range
+    # h²/(h² + 1) with h = exp(βz/2). This is 1 to rounding error long before h² overflows.
     h = jnp.minimum(jnp.exp(beta * z / 2), 2.0**30)
     return scale * (h / (h * h + 1)) * h
 
@@ -121,7 +123,7 @@ def _sigmoid_jvp(primals, tangents):
 
 def _sinh(beta, z):
     # |sinh t| = (E + E/(1 + E))/2 with E = exp|t| − 1 = e(e + 2) and e = exp(|t|/2) − 1. Only the
-    # first term may overflow. Where t/2 vanishes, sinh t = t.
+    # first term may overflow. Where t/2 underflows, sinh t = t.
     t = beta * z
     e = jnp.expm1(jnp.abs(t) / 2)
     small = jnp.minimum(e, 1 / jnp.finfo(t.dtype).eps)

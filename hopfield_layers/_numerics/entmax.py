@@ -4,13 +4,13 @@ With m the largest entry of a row, d = β(z − m) ≤ 0 and a₊ = max(a, 0),
 
     g = (1 + (α−1)(d − λ))₊^(1/(α−1)),  with λ such that Σ g = 1.
 
-- The unknown is t = ln max g = ln(1 − (α−1)λ)/(α−1) instead of λ, so that a row near a vertex,
-  t → 0, and α near 1, where g tends to exp(d + t), keep their digits. With κ = exp((α−1)t),
+- The unknown is t = ln max g = ln(1 − (α−1)λ)/(α−1) instead of λ, so that results are accurate for
+  a row near a vertex, t → 0, and for α near 1, where g tends to exp(d + t). With κ = exp((α−1)t),
 
       ln g = t + ln(1 + (α−1)d/κ)/(α−1).
 
-- Above α = 2, g near the edge of the support is more sensitive to t than the resolution of t
-  allows; there the last Newton step, which is below that resolution, corrects it.
+- For α > 2, g near the edge of the support is too sensitive to t for the resolution of t. It is
+  corrected by the last Newton step, which is smaller than this resolution.
 - In L and E the largest unit has the share 1 − r, where r sums the shares of the others, so that
   near a vertex nothing cancels, and errors of g are second-order. With the cost of each other unit
 
@@ -50,7 +50,7 @@ class Units(NamedTuple):
 
 
 def _units_formula(d, t, step, alpha):
-    """The units for a row's t and the Newton step left at it."""
+    """The units for a row's t and the Newton step that remains at it."""
     order, kappa = alpha - 1, _kappa(t, alpha)
     # a = 1 + (α−1)(d − λ), with 1 − (α−1)λ = κ(1 − (α−1)·step), and u = 1 − a
     high, low = -jnp.expm1(order * t), order * kappa * step
@@ -77,7 +77,7 @@ def _units_jvp(primals, tangents):
     dlog = jnp.where(inside, (dd / kappa + dt) / ratio, 0)
     dratio = jnp.where(inside, order * (dd - order * d * dt) / kappa, 0)
     change = Units(g * dlog, dlog, dratio)
-    # The derivative with respect to α is most of the work, and seldom wanted.
+    # The derivative with respect to α is most of the work, and seldom needed.
     if dalpha is not None:
         _, by_alpha = jax.jvp(lambda alpha: _units_formula(d, t, step, alpha), (alpha,), (dalpha,))
         change = jax.tree.map(jnp.add, change, by_alpha)
@@ -87,12 +87,13 @@ def _units_jvp(primals, tangents):
 def find_threshold(
     sums: Callable[[Array], tuple[Array, Array]], high: Array, low: Array, alpha: Array | float
 ) -> tuple[Array, Array]:
-    """Solves Σ g = 1 for t between `low` and `high`; also the Newton step that is left at it.
+    """Solves Σ g = 1 for t between `low` and `high`; also returns the remaining Newton step.
 
     `sums(t)` are Σ g − 1 and Σ g/ratio of the units at t. This is Newton's method for λ on
-    (Σ g)^(α−1) = 1, within a bracket of t. Up to α = 2 that is convex in λ, so that from λ = 0 it
-    converges monotonically, and for α = 2 in finitely many steps. Above, a unit that leaves the
-    support has an infinite slope where Newton's method may stall, and every second step bisects.
+    (Σ g)^(α−1) = 1, within a bracket of t. For α ≤ 2 the function is convex in λ, so that from
+    λ = 0 the method converges monotonically, and for α = 2 in finitely many steps. For α > 2 the
+    slope is infinite where a unit leaves the support. Newton's method may stall there, so every
+    second step is a bisection.
     """
     eps = jnp.finfo(high.dtype).eps
 
@@ -122,12 +123,12 @@ def find_threshold(
 @eqx.filter_custom_jvp
 @functools.partial(jax.jit, static_argnums=3)
 def _threshold(d, alpha, is_largest, axis):
-    """t of each row and the step left at it, given d ≤ 0 and where it is 0 in each row."""
+    """t of each row and the remaining Newton step, given d ≤ 0 and a mask of a d = 0 per row."""
     total = functools.partial(jnp.sum, axis=axis, keepdims=True)
 
     def sums(t):
         g, _, ratio = units(d, t, jnp.zeros_like(t), alpha)
-        # Without the largest term's 1, so that this keeps its digits near a vertex.
+        # expm1 leaves out the 1 of the largest term, so that this is accurate near a vertex.
         return jnp.expm1(t) + total(jnp.where(is_largest, 0, g)), total(g / ratio)
 
     high = total(jnp.zeros_like(d))
@@ -152,7 +153,7 @@ class _Rows(NamedTuple):
     """Rows and their shares."""
 
     largest: Array  # m
-    is_largest: Array  # where the first such entry is
+    is_largest: Array  # a mask of the first entry equal to m
     exponent: Array  # d = β(z − m)
     shares: Units
 
@@ -172,7 +173,7 @@ class _Others(NamedTuple):
 
     largest: Array  # m
     exponent: Array  # d
-    inside: Array  # where g > 0, but for the largest
+    inside: Array  # where g > 0, except for the largest
     log: Array  # ln g
     cost: Array  # c
 
@@ -181,10 +182,10 @@ def _others(z, beta, alpha, axis):
     m, is_largest, d, (g, log, _) = _rows(z, beta, alpha, axis)
     inside = (g > 0) & ~is_largest
     r = jnp.sum(jnp.where(inside, g, 0), axis, keepdims=True)
-    # Rounding may leave the largest less than its least possible share, 1/D. The correction is
-    # constant for the derivative.
+    # By rounding, the largest share may be below its smallest possible value, 1/D. The correction
+    # is a constant for the derivative.
     r = r - lax.stop_gradient(jnp.maximum(r + 1 / z.shape[axis] - 1, 0))
-    # (p − pᵅ)/((α−1)r) at p = 1 − r, which is 1 at r = 0
+    # (p − pᵅ)/((α−1)r) at p = 1 − r; this is 1 at r = 0.
     eps = float(jnp.finfo(r.dtype).eps)
     tiny = r < eps
     safe = jnp.where(tiny, eps, r)
@@ -200,7 +201,7 @@ def entmax(z: Array, beta: Array, alpha: Array | float, axis: int) -> Array:
     row = _rows(z, beta, alpha, axis)
     g = row.shares.g
     total = jnp.sum(g, axis, keepdims=True)
-    # All shares of a row of −∞ are 0, those of a row with NaN are NaN.
+    # All shares of a row of −∞ are 0, and those of a row with NaN are NaN.
     return g / jnp.where((total > 0) | jnp.isnan(row.largest), total, 1)
 
 

@@ -1,13 +1,14 @@
-"""Parameters that must stay within a domain, which training may nevertheless drive them out of.
+"""Parameters that must stay within a domain, although training may drive them out of it.
 
-Below its floor a parameter acts as the floor, so its true derivative is 0 there, and gradient
-descent could never bring it back. Reverse mode therefore lets the cotangents through that make
-descent raise the parameter, the negative ones, and stops the others; at a ceiling the reverse.
-Forward mode gives the true derivative. So second derivatives depend on the order in which they are
-taken: below the floor they are 0, as they should be, unless both are taken in reverse mode.
+Below its floor a parameter is replaced by the floor, so its true derivative is 0, and gradient
+descent could never bring it back. Reverse mode therefore passes the cotangents on which descent
+raises the parameter, the negative ones, and stops the others; at a ceiling the signs are reversed.
+Forward mode gives the true derivative. Second derivatives thus depend on the order in which they
+are taken: below the floor they are 0, as they should be, unless both are taken in reverse mode.
 
-What is let through is bounded by 1. The cotangent at the edge may be out of all proportion, 1/β² at
-β = 1e-6 or 1/τ² at τ = 1e-30 for instance, and one step of descent would fling the parameter away.
+Cotangents that pass are clipped to a size of 1. At the edge of the domain they may be huge, 1/β² at
+β = 1e-6 or 1/τ² at τ = 1e-30 for instance, so that one step of descent would move the parameter
+far away.
 """
 
 import equinox.internal as eqxi
@@ -32,9 +33,9 @@ def clipped(parameter: Array, floor: float, ceiling: float) -> Array:
     return -floored(-floored(parameter, floor), -ceiling)
 
 
-# There is no public way to give a linear function a transpose of one's own that also works under
-# `jax.vmap`: `jax.custom_derivatives.linear_call` has no batching rule, and no upstream issue about
-# that is known.
+# JAX has no public way to give a linear function a custom transpose that also works under
+# `jax.vmap`: `jax.custom_derivatives.linear_call` has no batching rule, and we know of no issue
+# about it.
 
 
 def _inside(below, x):

@@ -5,17 +5,17 @@ With v = z, or v = z − mean z if centred, and mean v² over the D units of a r
     direction = v/√(mean v² + ε)
     L = Σ_rows Dγ√(mean v² + ε) + Σ δ·z,  E = −Σ_rows Dγε/√(mean v² + ε)
 
-with D = 1 if not centred. Both are scaled first, so that no square leaves the range: with c, the
-larger of the largest |v| and √ε, and w = v/c,
+with D = 1 if not centred. v and √ε are scaled first, so that no square leaves the range. With c,
+the larger of the largest |v| and √ε, and w = v/c,
 
     √(mean v² + ε) = cs,  s = √(mean w² + ε/c²),  direction = w/s.
 
 - The largest entry is subtracted before the mean, so that a large common offset costs no digits,
-  and equal units give 0; a 16th of z is used, as the difference of two entries may leave the range.
+  and equal units give 0; z/16 is used, because the difference of two entries may leave the range.
 - The mean is subtracted twice: the second mean is the rounding error of the first, which matters to
   many small units beside a large one.
-- The derivative of the direction along v shrinks by ε/(mean v² + ε), which would be lost as the
-  difference of two terms, so it is written out.
+- The derivative of the direction along v has the factor ε/(mean v² + ε). It is written out, because
+  as a difference of two terms it would be lost to rounding.
 - There is no `where` on data in the direction, so that XLA fuses it into one loop.
 
 The errors are at most 5 ulps of the result times its condition number, measured against mpmath.
@@ -37,7 +37,7 @@ class _Scaled(NamedTuple):
     s: Array
     c: Array
     root_share: Array  # √ε/√(mean v² + ε)
-    unit: float  # by which z is multiplied first
+    unit: float  # the factor by which z is multiplied first
     size: int  # D
 
 
@@ -46,7 +46,7 @@ def _scaled(z, axis, eps, centred):
     info, v, root = jnp.finfo(z.dtype), unit * z, unit * math.sqrt(eps)
     if centred:
         v = v - lax.stop_gradient(jnp.max(v, axis, keepdims=True, initial=-jnp.inf))
-    # XLA divides by way of the reciprocal, which must not vanish.
+    # XLA divides by multiplying by the reciprocal, which must not underflow.
     absolute = jnp.abs(v) if centred else jnp.minimum(jnp.abs(v), 1 / info.tiny)
     # Neither cw nor cs depends on c, so neither do their derivatives.
     least = max(root, float(info.tiny))
@@ -81,7 +81,7 @@ def _direction_jvp(primals, tangents):
 
 
 def norm_value(z: Array, gamma: Array, delta: Array, axis: int, eps: float, centred: bool) -> Array:
-    """Σ_rows Dγ√(mean v² + ε) + Σ δ·z, whose terms may leave the range though it doesn't."""
+    """Σ_rows Dγ√(mean v² + ε) + Σ δ·z, also where its terms overflow but the sum doesn't."""
     _, s, c, _, unit, size = _scaled(z, axis, eps, centred)
     norms = size * gamma * s
 

@@ -1,8 +1,8 @@
 """Functions that several devices evaluate on their parts of the arguments.
 
-XLA divides a program among devices by what it knows of each operation. It can't see that a loop
-over the rows of an array may run on the rows of each device, and would gather them all. So this
-says which axes of the arguments may be split, and how the results become whole.
+XLA divides a program among devices by the sharding rules of each operation. It can't infer that a
+loop over the rows of an array may run on each device's rows separately, and would gather all rows.
+This module declares which axes of the arguments may be split, and how the results are joined.
 """
 
 import itertools
@@ -24,11 +24,11 @@ def partitioned(
     axes: Iterable[tuple[str, ...]],
     result_axes: Iterable[tuple[str, ...]],
 ) -> Callable[..., list[Array]]:
-    """`fn`, which each of several devices evaluates on the parts of the arguments that it has.
+    """`fn`, evaluated by each device on its own parts of the arguments.
 
     `axes` names the leading axes of each argument, and `result_axes` those of each result. Axes of
-    one name are split alike, and those without a name are whole on every device. A result that
-    doesn't have an axis which is split is a part: `join(parts, mesh_axes)` makes it whole by a
+    the same name are split in the same way; axes without a name are not split. A result that lacks
+    one of the split axes is only partial on each device: `join(parts, mesh_axes)` completes it by a
     reduction along these axes of the mesh.
     """
     axes, result_axes = list(axes), list(result_axes)
@@ -48,7 +48,7 @@ def partitioned(
         if mesh.empty:
             raise ValueError(
                 "A memory under jax.shard_map needs all axes of the mesh to be manual: leave out "
-                "axis_names, or divide the memory and the batch by jax.device_put alone."
+                "axis_names, or use jax.device_put alone to divide the memory and the batch."
             )
         splits = _splits(mesh, arguments, axes)
 
@@ -72,7 +72,7 @@ def partitioned(
 def _splits(
     mesh: Mesh, arguments: Sequence[Any], axes: Sequence[tuple[str, ...]]
 ) -> dict[str, MeshAxes]:
-    """The axes of the mesh along which each named axis is split: those of the first that is."""
+    """The axes of the mesh along which each named axis is split, by the first argument with it."""
     splits: dict[str, MeshAxes] = {}
     for argument, names in zip(arguments, axes, strict=True):
         sizes, specs = argument.shape, argument.sharding.spec

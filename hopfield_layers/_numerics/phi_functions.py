@@ -1,8 +1,8 @@
-"""The φ-functions of exponential integrators, to the last digits for every argument.
+"""The φ-functions of exponential integrators, accurate to 3 ulps for every argument.
 
-φ₁(z) = (eᶻ − 1)/z, φ₂(z) = (eᶻ − 1 − z)/z² and φ₃(z) = (eᶻ − 1 − z − z²/2)/z³ cancel near 0. There
-z φ₃(−z) = z/3! − z²/4! + … is summed by Horner's scheme, and φₖ₋₁(−z) = 1/(k − 1)! − z φₖ(−z), in
-which nothing cancels, gives the others. Elsewhere 1 − e⁻ᶻ does. The error is at most 3 ulps.
+The formulas φ₁(z) = (eᶻ − 1)/z, φ₂(z) = (eᶻ − 1 − z)/z² and φ₃(z) = (eᶻ − 1 − z − z²/2)/z³ cancel
+near 0. There z φ₃(−z) = z/3! − z²/4! + … is summed by Horner's scheme, and the others follow from
+φₖ₋₁(−z) = 1/(k − 1)! − z φₖ(−z), in which nothing cancels. Elsewhere they follow from 1 − e⁻ᶻ.
 """
 
 from typing import NamedTuple

@@ -5,7 +5,7 @@ Both are a linear function of |z| plus a remainder that vanishes exponentially:
     ln cosh(t)/β      = |z| + (ln(1 + q) − ln 2)/β,  t = βz,  q = exp(−2|t|)
     s ln(1 + exp t)/β = s max(z, 0) + s ln(1 + q)/β,           q = exp(−|t|)
 
-- For |t| < 1 the terms of ln cosh cancel, and ln(1 + u) takes their place, with
+- For |t| < 1 these terms of ln cosh cancel, so that ln cosh t = ln(1 + u) is used instead, with
   u = 2 sinh²(t/2) = (1 − p)²/(2p) and p = exp(−|t|).
 - In the Legendre transforms z·g − L the linear parts cancel exactly, so they are left out:
 
@@ -44,7 +44,7 @@ def _log_cosh_terms(t):
     far = jnp.where(is_near, 1, -floored_exponent(-magnitude(t)))
     gap, q = -jnp.expm1(-near), jnp.exp(-2 * far)
     p = 1 - gap
-    # One logarithm, as it takes longer than all the rest.
+    # Only one logarithm is evaluated, because it takes longer than all the rest.
     ratio = log1p_ratio(jnp.where(is_near, gap * gap / (2 * p), q))
     return _LogCoshTerms(is_near, near, p, gap, far, q, ratio)
 

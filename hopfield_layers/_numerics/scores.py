@@ -22,7 +22,7 @@ Slopes = tuple[Array, ...]
 
 
 class Block(eqx.Module):
-    """The scores of some patterns; those that are not valid are left out of every sum."""
+    """The scores of some patterns. Patterns that are not valid are left out of every sum."""
 
     h: Float[Array, " block"]
     patterns: tuple[Float[Array, "block _"], ...]
@@ -31,7 +31,7 @@ class Block(eqx.Module):
 
     @property
     def largest(self) -> Float[Array, ""]:
-        """The largest score that is not masked; one that is not valid is in another block too."""
+        """The largest score that is not masked. Those that are not valid are in another block."""
         h = self.h if self.mask is None else jnp.where(self.mask, self.h, -jnp.inf)
         return jnp.max(h)
 
@@ -57,17 +57,17 @@ class Rows(eqx.Module):
     patterns: tuple[Array, ...]
     bias: Array | None
     mask: Bool[Array, " nhid"] | None
-    # Whether the masked rows may hold anything. Zeroing them copies the rows for each mask.
+    # Whether masked rows may hold any value, even NaN. Setting them to 0 copies the rows.
     has_free_slots: bool = eqx.field(default=False, static=True)
 
     def scores(self, gs: tuple[Array, ...], valid: Array | None = None) -> Block:
-        """The scores in the dtype of the flat gs; those that are masked are finite."""
+        """The scores in the dtype of the flat gs. Masked scores are finite."""
 
         def wide(row: Array) -> Array:
             row = row.reshape(len(row), math.prod(row.shape[1:])).astype(gs[0].dtype)
             if self.mask is None or not self.has_free_slots:
                 return row
-            # 0·NaN is NaN.
+            # Not 0·row, because 0·NaN is NaN.
             return jnp.where(self.mask[:, None], row, 0)
 
         patterns = tuple(map(wide, self.patterns))
@@ -85,7 +85,7 @@ class Scores(eqx.Module):
     gs: tuple[Array, ...]
 
     def all(self) -> Block:
-        """All of them at once."""
+        """All scores at once."""
         return self.rows.scores(self.gs)
 
     def sums(
@@ -93,7 +93,7 @@ class Scores(eqx.Module):
     ) -> tuple[Slopes, PyTree]:
         """(Σ p ξ of each layer, Σ terms) with `p, terms = fn(h, parameters)`; p may be None.
 
-        `fn` is a function of a module and no closure, as for `sum_over_rows`.
+        `fn` is a module-level function and not a closure, as for `sum_over_rows`.
         """
         return sum_over_rows(_Sums(fn), self.rows, (self.gs, parameters))
 
@@ -102,7 +102,7 @@ class Scores(eqx.Module):
     ) -> PyTree:
         """`fn(block, parameters)`, merged over all blocks; it has no derivatives.
 
-        `fn` is a function of a module and no closure, as for `sum_over_rows`.
+        `fn` is a module-level function and not a closure, as for `sum_over_rows`.
         """
         return reduce_over_rows(reduction, _OfBlock(fn), self.rows, (self.gs, parameters))
 
@@ -133,7 +133,7 @@ class AbstractStreamed(eqx.Module):
 
     @abc.abstractmethod
     def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
-        """L, and ∂L/∂g of each layer. XLA leaves out what only the unused one needs."""
+        """L, and ∂L/∂g of each layer. XLA removes the computation of an unused one of them."""
 
 
 @eqx.filter_custom_jvp
@@ -145,7 +145,7 @@ def streamed_value(lagrangian: AbstractStreamed, scores: Scores) -> Float[Array,
 @streamed_value.def_jvp
 def _streamed_value_jvp(primals, tangents):
     (lagrangian, scores), (d_lagrangian, d_scores) = primals, tangents
-    # Both in one pass over the patterns.
+    # The value and the slopes are evaluated in one pass over the patterns.
     value, slopes = lagrangian.value_and_slopes(scores)
     pairs = zip(slopes, d_scores.gs, strict=True)
     tangent = sum((slope @ dg for slope, dg in pairs if dg is not None), jnp.zeros_like(value))

@@ -6,8 +6,8 @@ With m the largest entry of a row, d = β(z − m) ≤ 0, r = Σ exp(d) − 1 an
 
 - Subtracting m first keeps βz from overflowing, and a common offset of a row from costing digits.
 - Near a vertex of the simplex r is small beside the 1 that the largest entry adds to the sum, so r
-  is summed without that entry. Its equals are counted and add 1 each, even if XLA subtracts m from
-  a product before that is rounded, which leaves d ≠ 0.
+  is summed without that entry. Entries equal to it are counted and add 1 each, because XLA may
+  subtract m from a product before the product is rounded, which leaves d ≠ 0 for them.
 - All terms of E have one sign, so that nothing cancels.
 - exp(d) may leave the range where exp(d)/β and exp(d)·d don't, so `scaled_exp` forms the products.
 
@@ -33,22 +33,22 @@ def check_units(z: Array, axis: int) -> None:
 
 
 def finite_shift(m: Array) -> Array:
-    """The largest entry of each row, or 0 for a row of −∞ alone, whose g, L and E are then 0."""
+    """The largest entry of each row, or 0 if all entries are −∞; g, L and E are then 0."""
     return jnp.where(m == -jnp.inf, 0, m)
 
 
 @eqx.filter_custom_jvp
 def softmax(z: Array, beta: Array, axis: int, ghost: bool) -> tuple[Array, Array]:
-    """The shares g of exp(βz) in the sum of their row, and the share of its ghost, or 0.
+    """The shares g of exp(βz) in the sum of their row, and the share of the ghost, or 0.
 
-    There is no `where` on data here or in the derivative, so that XLA fuses it into one loop.
+    Neither this nor the derivative has a `where` on data, so that XLA fuses them into one loop.
     """
     if not ghost:
         check_units(z, axis)
     m = finite_shift(jnp.max(z, axis, keepdims=True, initial=0 if ghost else -jnp.inf))
     e = jnp.exp(beta * (z - m))
     e_ghost = jnp.exp(-beta * m) if ghost else jnp.zeros_like(m)
-    # The largest unit adds 1, unless the row is −∞ alone.
+    # The largest unit adds 1, unless all units are −∞.
     total = jnp.maximum(jnp.sum(e, axis, keepdims=True) + e_ghost, 0.5)
     return e / total, e_ghost / total
 

@@ -3,7 +3,7 @@
 A subset of the patterns is summarized by its largest score m, the sum S = Σ exp(β(h − m)) and
 Σ exp(β(h − m)) ξ. The summaries of two disjoint subsets, blocks or the shards of several devices,
 are merged into that of their union, in any order. S is kept as the number of scores equal to m and
-the sum of the others, so that ln S keeps its digits where one pattern outweighs all others.
+the sum of the others, so that ln S is accurate where one pattern outweighs all others.
 
 Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), arXiv:1805.02867;
 Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
@@ -26,27 +26,27 @@ from .streaming import Reduction
 
 
 class Part(NamedTuple):
-    """The summary of some patterns. Of no patterns `largest` is −∞ and everything else is 0."""
+    """The summary of some patterns. Without patterns `largest` is −∞ and all else is 0."""
 
     largest: Float[Array, "*batch"]  # m
     beta: Float[Array, "*batch"]
     ties: Float[Array, "*batch"]  # the number of scores equal to m
-    others: Float[Array, "*batch"]  # Σ exp(β(h − m)) of the others
-    total: Float[Array, "*batch"]  # S, in one pass less over a block than the two above
+    others: Float[Array, "*batch"]  # Σ exp(β(h − m)) over all other scores
+    total: Float[Array, "*batch"]  # S, which needs one pass less than the two above
     slopes: tuple[Float[Array, "*batch units"], ...]  # Σ exp(β(h − m)) ξ
 
     @classmethod
     def of(cls, flat: list[Array]) -> "Part":
-        """The summary whose arrays are these."""
+        """The summary with these arrays."""
         largest, beta, ties, others, total, *slopes = flat
         return cls(largest, beta, ties, others, total, tuple(slopes))
 
     def flat(self) -> list[Array]:
-        """Its arrays."""
+        """The arrays of the summary as a list."""
         return [*self[:5], *self.slopes]
 
     def sums_at(self, largest: Array, beta: Array) -> tuple[Array, ...]:
-        """The ties and all sums with the largest score of a union as m."""
+        """The ties and all sums, with m replaced by the largest score of a union."""
         ratio = jnp.exp(beta * (self.largest - finite_shift(largest)))
         leads = self.largest == largest
         ties = jnp.where(leads, self.ties, 0)
@@ -67,7 +67,7 @@ def _merge_flat(a: list[Array], b: list[Array]) -> list[Array]:
 
 
 def _merge_across(results: list[Array], axes: list[MeshAxes]) -> list[Array]:
-    """The summary of the patterns of all devices, from that of each: a maximum and a sum."""
+    """The summary of all devices' patterns from each device's, by one maximum and one sum."""
     part, (names, *_) = Part.of(results), axes
     if not names:
         return results
@@ -89,7 +89,7 @@ def _part(block: Block, beta: Array) -> list[Array]:
 
 
 class _Moments(NamedTuple):
-    """m, S − 1 and the slopes Σ exp(β(h − m)) ξ/S, the ghost's score 0 included; 0 of nothing."""
+    """m, S − 1 and the slopes Σ exp(β(h − m)) ξ/S, including the ghost; 0 without scores."""
 
     largest: Array
     rest: Array
@@ -114,8 +114,8 @@ def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
 def _moments_jvp(primals, tangents):
     """L and the slopes do not depend on the choice of m, so its tangent may be chosen freely.
 
-    Following the mean of what dg changes in h keeps the digits of the slopes' tangent beside a
-    vertex, where all dh that matter are almost that mean.
+    The mean of dh is chosen, which makes the slopes' tangent accurate near a vertex, where all
+    relevant dh are almost equal to this mean.
     """
     (scores, beta, ghost), (d_scores, d_beta, _) = primals, tangents
     moments = _moments(*primals)
@@ -142,7 +142,7 @@ def _exponentials(h: Array, parameters: tuple[Array, Array]) -> tuple[Array, Arr
 
 
 class StreamedSoftmax(AbstractStreamed):
-    """L = ln Σ exp(βh)/β, with the ghost's score 0 among the scores if there is one."""
+    """L = ln Σ exp(βh)/β, which includes the ghost's score 0 if there is a ghost."""
 
     beta: Float[Array, ""]
     ghost: bool = eqx.field(static=True)

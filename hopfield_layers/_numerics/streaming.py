@@ -1,20 +1,21 @@
 """Sums over the rows of large arrays, one block of rows at a time.
 
-`sum_over_rows(fn, rows, shared)` sums the results of `fn` over blocks of rows. It is a primitive of
-JAX because its derivatives have the same form, with results that have one entry per row besides:
+`sum_over_rows(fn, rows, shared)` sums the results of `fn` over blocks of rows. It is a JAX
+primitive, because its derivatives have the same form, with additional results that have one entry
+per row:
 
 - the tangent of a sum is the sum of the tangents of the blocks;
-- in the transpose, the cotangent of a sum is shared by all blocks and that of a new row belongs to
-  the row; the cotangents of what is shared are sums again, those of the rows are rows again;
+- in the transpose, the cotangent of a sum is shared by all blocks, and that of a result with one
+  entry per row is a row; the cotangents of shared arrays are sums, and those of rows are rows;
 - under `vmap` over the shared arrays, each block is read once for the whole batch.
 
-Where the rows lie on several devices, each device sums those that it has, and the sums of all
-devices are added up in one reduction. `reduce_over_rows` does the same for other ways to
-merge results; these are not differentiated.
+If the rows are divided among devices, each device sums its own rows, and the sums of all devices
+are added up in one reduction. `reduce_over_rows` does the same for other ways to merge results, but
+is not differentiated.
 
-So derivatives of any order evaluate the blocks again, and store no array with one entry per row
-besides their results. A `jax.lax.scan` over blocks would have to pad, and so copy, rows whose
-number is not a multiple of the block size.
+Derivatives of any order thus evaluate the blocks again, and store no array with one entry per row
+except their results. A `jax.lax.scan` over blocks would have to pad, and therefore copy, the rows
+if their number is not a multiple of the block size.
 """
 
 import itertools
@@ -46,11 +47,11 @@ from .block_functions import (
 from .partitioned import MeshAxes, partitioned
 
 
-# A block is large enough that its products take longer than what surrounds them, and small enough
-# that its scores are a small part of the rows: a block of 1/70 of them keeps temporaries under 2 %.
+# A block is so large that its products take longer than the loop's overhead, and so small that its
+# scores need little memory: with blocks of 1/70 of the rows, temporaries stay below 2 % of them.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
-# With as few states as leave no more scores than these, the rows are one block, which isn't copied,
-# unless they are narrow: a block of those is widened.
+# If the states have at most this many scores in all, the rows are one block, which isn't copied.
+# Rows of a narrow dtype are split even then, because each block is widened.
 FEW_SCORES = 2**15
 
 
@@ -71,8 +72,8 @@ def _fold_blocks(
 ) -> PyTree[Array]:
     """`carry = fn(carry, block, first, valid)` for each block of rows, the rows from `first` on.
 
-    All blocks have the same size. If it doesn't divide the rows, the last block overlaps the one
-    before it, and `valid` is False for the rows that are in both; otherwise it is None.
+    All blocks have the same size. If it doesn't divide the number of rows, the last block overlaps
+    the previous one, and `valid` is False for the rows in both; otherwise `valid` is None.
     """
     count = len(rows[0])
     if count == 0:
@@ -93,18 +94,18 @@ def _fold_blocks(
 
 def _sliced(rows: Array, first: Array, size: int) -> Array:
     if jnp.issubdtype(rows.dtype, jnp.floating) and rows.itemsize < 4:
-        # On a CPU XLA computes with these in float32, slices included, and so would widen all rows
-        # ahead of the loop. The barrier makes the slice depend on `first` before that.
+        # On a CPU XLA computes with narrow dtypes in float32, slices included, and would widen all
+        # rows before the loop. The barrier prevents this, as the rows then depend on `first`.
         rows, first = lax.optimization_barrier((rows, first))
     return lax.dynamic_slice_in_dim(rows, first, size)
 
 
 class Reduction(NamedTuple):
-    """How the results of disjoint sets of rows become those of their union.
+    """How the results of disjoint sets of rows are merged into those of their union.
 
-    Before any row the first result is `start`, and the others are 0. `merge` joins two lists of
-    results, and `across` those that several devices have, each along some axes of their mesh. Both
-    are given all results at once, with the axes of a batch in front.
+    Without rows the first result is `start`, and the others are 0. `merge` joins two lists of
+    results, and `across` joins those of several devices, along the given axes of the mesh. Both get
+    all results at once, with the axes of a batch in front.
     """
 
     start: float
@@ -139,8 +140,8 @@ def sum_over_rows(
 ) -> PyTree[Array]:
     """The sums of the results of `fn(valid, block, shared)` over all blocks of `rows`.
 
-    `fn` must leave the rows out of its sums that are not valid (see `_fold_blocks`). It is compared
-    by `==`, so it should be a function of a module and no closure.
+    `fn` must leave rows that are not valid out of its sums (see `_fold_blocks`). It is compared by
+    `==`, so it should be a module-level function and not a closure.
     """
     return reduce_over_rows(_SUM, fn, rows, shared)
 
@@ -153,7 +154,7 @@ def reduce_over_rows(
 ) -> PyTree[Array]:
     """`fn(valid, block, shared)`, merged over all blocks; only sums have derivatives.
 
-    As for `sum_over_rows`, `fn` leaves out the rows that are not valid, and is no closure.
+    As for `sum_over_rows`, `fn` leaves out rows that are not valid, and is not a closure.
     """
     flat_rows, flat_shared = jax.tree.leaves(rows), jax.tree.leaves(shared)
     on_trees = OnTrees(fn, jax.tree.structure((rows, shared)))
@@ -196,7 +197,7 @@ def _evaluate(*arguments, fn, is_row, gives_row, reduction):
 
 
 def _partitioned(*arguments, fn, is_row, gives_row, reduction):
-    """The results, on as many devices as the rows and the batch lie on."""
+    """The results, on all devices among which the rows and the batch are divided."""
     batches, result_batches = fn.batches(len(is_row), len(gives_row))
     how = {"fn": fn, "is_row": is_row, "gives_row": gives_row, "reduction": reduction}
 
@@ -275,6 +276,6 @@ _reduce_over_rows_p.def_abstract_eval(_results)
 ad.primitive_jvps[_reduce_over_rows_p] = _jvp
 ad.primitive_transposes[_reduce_over_rows_p] = _transpose
 batching.primitive_batchers[_reduce_over_rows_p] = _batch
-# A lowering that divides the program needs the devices, which JAX has no public way to say.
+# A lowering with custom partitioning needs the devices, and JAX has no public way to declare it.
 dispatch.prim_requires_devices_during_lowering.add(_reduce_over_rows_p)
 mlir.register_lowering(_reduce_over_rows_p, mlir.lower_fun(_partitioned, multiple_results=True))

@@ -1,4 +1,4 @@
-"""How a model's state moves: its vector field, solutions of it, and where it comes to rest."""
+"""The dynamics of models: vector fields, their solutions, and fixed points."""
 
 from .block_updates import BlockUpdates as BlockUpdates
 from .descent import energy_descent as energy_descent

@@ -1,12 +1,13 @@
 """Anderson acceleration of a fixed-point iteration x ← x + f(x).
 
-From the last changes of f, the rows of ΔF, and of the points x + f, the rows of ΔS, it goes to
+The rows of ΔF are the last changes of f, and the rows of ΔS those of the points x + f. The next
+point is
 
     x + f − Σ γᵢ ΔSᵢ,  γ = argmin ‖f − Σ γᵢ ΔFᵢ‖,
 
-where a linear f would be as small as these rows can make it. γ comes from the Gram matrix of the
-normalized rows, of which each change brings one row. Source: Walker & Ni, "Anderson acceleration
-for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
+where a linear f would be as small as a combination of these rows can make it. γ is computed from
+the Gram matrix of the normalized rows; each change adds one row to it. Source: Walker & Ni,
+"Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class History(NamedTuple):
-    """The latest changes, the newest first, of which the first `length` are in use."""
+    """The latest changes, the newest first. Only the first `length` rows are in use."""
 
     df: Float[Array, "history n"]
     ds: Float[Array, "history n"]
@@ -26,7 +27,7 @@ class History(NamedTuple):
 
 
 def no_history(room: int, x: Float[Array, " n"]) -> History:
-    """Room for this many changes."""
+    """An empty history, with room for `room` changes."""
     rows, gram = jnp.zeros((room, x.size), x.dtype), jnp.zeros((room, room), x.dtype)
     return History(rows, rows, gram, jnp.zeros((), int))
 
@@ -34,7 +35,7 @@ def no_history(room: int, x: Float[Array, " n"]) -> History:
 def pushed(
     history: History, is_new: Bool[Array, ""], df: Float[Array, " n"], ds: Float[Array, " n"]
 ) -> History:
-    """The history with one more change, or an empty one, with 0 in the place of this change."""
+    """The history with one more change if `is_new`, and otherwise an empty history."""
     room = len(history.gram)
     if room == 0:
         return history
@@ -56,7 +57,7 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
     is_used = jnp.arange(len(history.gram)) < history.length
     sizes = jnp.sqrt(jnp.diagonal(history.gram))
     scale = jnp.where(is_used & (sizes > 0), 1 / jnp.where(sizes > 0, sizes, 1), 0)
-    # What rounding decides of the normalized matrix is left out.
+    # Leaves out the part of the normalized matrix that is below rounding.
     shift = jnp.where(scale > 0, 10 * float(jnp.finfo(f.dtype).eps), 1).astype(f.dtype)
     # Rows that are not in use may have overflowed.
     both = is_used[:, None] & is_used
@@ -67,5 +68,5 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
 
 
 def _products(rows: Array, row: Array) -> Array:
-    # XLA makes one loop of this, where batches of small matrix products are slow.
+    # XLA compiles this to one loop, whereas batches of small matrix products are slow.
     return jnp.sum(rows * row, axis=1)

@@ -25,29 +25,29 @@ class BlockUpdates(eqx.Module):
     """x ← x − ω u, block after block, with Anderson acceleration: the default of `relax`.
 
     u = ∂E/∂g − I is the drive and ω the damping. With ω = 1 a block moves to b + I − ∂E_s/∂g, the
-    point at which it would be at rest if all others kept still. The blocks of a
-    [`hopfield_layers.HAM`][] are sets of layers that no connection joins to one another; where −E_s
-    is convex in the activations of a block, its update is a step of the concave–convex procedure
-    and the energy can't rise. A model without blocks of its own moves all its arrays at once.
+    point at which it would be at rest if all other blocks kept still. The blocks of a
+    [`hopfield_layers.HAM`][] are sets of layers of which no two are joined by a connection; where
+    −E_s is convex in the activations of a block, its update is a step of the concave–convex
+    procedure, and the energy can't rise. In a model without blocks all arrays move at once.
 
     The fastest block moves first. A sweep then moves every block in turn, at about the cost of one
     drive and one energy. From the last `history` sweeps, Anderson's method extrapolates to the
-    point at which a sweep would move nothing; while sweeps repeat one displacement, it is tried
-    twice, four times and so on as far. A state on which the energy rises by more than rounding
-    explains is never kept: after an extrapolation the plain sweep takes its place, and after a
-    plain sweep one with half the damping. Where even those make no headway, or after 1000 sweeps,
-    implicit steps take over, (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and H = ∂²L/∂x², with the
-    smallest λ for which the energy falls. Each solves its equation by up to 100 products.
+    point at which a sweep would move nothing; while sweeps repeat the same displacement, two times
+    it, four times it and so on are tried instead. A state in which the energy has risen by more
+    than rounding error is rejected: an extrapolation is replaced by the plain sweep, and a plain
+    sweep by one with half the damping. If these make no progress either, or after 1000 sweeps,
+    implicit steps follow: (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and H = ∂²L/∂x², where λ grows
+    until the energy falls. Each step takes up to 100 products with S H.
 
-    A solver for [`hopfield_layers.relax`][] with `flow="activation"`. Where it comes to rest is
-    downhill of x0, but it need not be the attractor to which the flow leads.
+    This is a solver for [`hopfield_layers.relax`][] with `flow="activation"`. Its fixed point is
+    downhill of x0, but need not be the attractor to which the flow leads.
 
     **Arguments:**
 
     - `history`: the number of earlier sweeps to extrapolate from, 0 for none.
     - `damping`: the largest ω, between 0 and 1.
 
-    **Raises:** `ValueError` for a history or a damping that is not as above.
+    **Raises:** `ValueError` for a negative history, or a damping out of its range.
 
     Source: Yuille & Rangarajan, "The concave–convex procedure", Neural Computation 15 (2003);
     Walker & Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
@@ -66,16 +66,16 @@ class BlockUpdates(eqx.Module):
 
     def __check_init__(self):
         if self.history < 0:
-            raise ValueError(f"Expected a history of 0 at least, got {self.history}.")
+            raise ValueError(f"Expected a history of at least 0, got {self.history}.")
         if not 0 < self.damping <= 1:
-            raise ValueError(f"Expected a damping above 0 and up to 1, got {self.damping}.")
+            raise ValueError(f"Expected a damping with 0 < damping ≤ 1, got {self.damping}.")
 
 
 class _Sweep(NamedTuple):
-    """A state as a flat vector, and what a sweep from there finds."""
+    """A state as a flat vector, and the results of a sweep from there."""
 
     x: Float[Array, " n"]
-    end: StepEnd  # g, the drive u that each block meets, and the energy
+    end: StepEnd  # g, the drive u of each block when it moves, and the energy
     distance: Float[Array, ""]  # the largest |u| in units of the tolerance, less than 1 at rest
     damping: Float[Array, ""]
 
@@ -87,25 +87,25 @@ class _Sweep(NamedTuple):
 
 class _State(NamedTuple):
     kept: _Sweep
-    is_measured: Bool[Array, ""]  # whether the distance leaves out no unit, see `_step`
+    is_measured: Bool[Array, ""]  # whether the distance includes all units, see `_step`
     candidate: Float[Array, " n"]
     is_plain: Bool[Array, ""]  # whether the candidate is that of a plain sweep
-    is_return: Bool[Array, ""]  # whether it is the state that is kept, to sweep with less damping
+    is_return: Bool[Array, ""]  # whether the candidate is `kept`, swept again with a smaller ω
     damping: Float[Array, ""]
     history: History
-    stretch: Float[Array, ""]  # by which the displacement is multiplied, 1 for none
+    stretch: Float[Array, ""]  # the factor of the displacement, usually 1
     successes: Int[Array, ""]  # states that were kept since the damping changed
     num_steps: Int[Array, ""]
 
 
-# The number of states in a row that are kept before the damping is doubled again.
+# The number of consecutive states that are kept before the damping is doubled again.
 _PATIENCE = 8
-# The most sweeps before implicit steps take over, which suit a slow descent better.
+# The most sweeps before implicit steps follow, which are better for a slow descent.
 _MOST_SWEEPS = 1000
 
 
 class Updates(eqx.Module):
-    """Block updates of one sample, until every unit is within its tolerance or nothing helps."""
+    """Block updates of one sample, until every unit is within its tolerance or progress ends."""
 
     field: EnergyFlow
     method: BlockUpdates
@@ -114,7 +114,7 @@ class Updates(eqx.Module):
     meter: diffrax.AbstractProgressMeter
 
     def run(self, x0: PyTree[Array]) -> Rest:
-        """The state that is reached, by implicit steps in the end if sweeps don't suffice."""
+        """The final state, after sweeps and, if these don't suffice, implicit steps."""
         _, unravel = ravel_pytree(x0)
         blocks = blocks_of(self.field.model, x0)
         limit = limit_of((x0, self.field.force(_T0, x0)))
@@ -137,13 +137,13 @@ class Updates(eqx.Module):
     def _start(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> _State:
         """The state before the first sweep, in which only the fastest block moves.
 
-        So the state that the other blocks start with isn't lost before any block has met it.
+        This block sees the initial states of the others, which would otherwise be overwritten.
         """
         energy, force = self.field.energy_and_force(_T0, x0)
         g = self.field.model.activations(x0)
         taus = time_constants(self.field.model, x0)
         slowest = [_largest_of(taus, block) for block in blocks]
-        # The last of several, as in a network the layers of hidden units tend to come last.
+        # Of equally fast blocks the last one, because layers of hidden units tend to come last.
         fastest = len(blocks) - 1 - jnp.argmin(jnp.array(slowest[::-1]))
         first = jax.tree.map(
             lambda force, *moves: jnp.where(jnp.array(moves)[fastest], force, 0), force, *blocks
@@ -159,7 +159,7 @@ class Updates(eqx.Module):
         return _State(kept, yes, candidate, yes, no, damping, history, one, zero, zero)
 
     def _step(self, state: _State, blocks: list[PyTree[bool]], unravel: Callable) -> _State:
-        """Sweeps from the candidate, keeps it or not, and chooses the next one."""
+        """Sweeps from the candidate, keeps or rejects it, and chooses the next one."""
         kept, damping = state.kept, state.damping
         new = self._sweep(state.candidate, damping, blocks, unravel)
         change = energy_change(kept.x, kept.end, new.x, new.end)
@@ -168,7 +168,7 @@ class Updates(eqx.Module):
         is_finite = jnp.isfinite(new.distance) & ~overflows
         keep = is_finite & ((change < 0) | level | state.is_return)
 
-        # Anderson's method needs states that were swept with the same damping.
+        # Anderson's method needs two states that were swept with the same damping.
         is_pair = keep & ~state.is_return & (state.num_steps > 0) & (kept.damping == damping)
         dmove = new.move - kept.move
         history = pushed(state.history, is_pair, dmove, new.x - kept.x + damping * dmove)
@@ -181,17 +181,17 @@ class Updates(eqx.Module):
         successes = jnp.where(keep, state.successes + 1, 0)
         grows = (successes >= _PATIENCE) & (damping < self.method.damping)
         next_damping = jnp.where(fails, damping / 2, jnp.where(grows, 2 * damping, damping))
-        # After a plain sweep the last of two blocks is at rest, and the first one is measured. For
-        # more blocks this is an estimate: `implicit_steps` measures the end.
+        # After a plain sweep the second of two blocks is at rest, and the first one is measured.
+        # For more blocks this is an estimate: `implicit_steps` measures the final state.
         is_measured = state.is_plain | (len(blocks) == 1)
-        # The least energy so far, so that what rounding allows doesn't add up.
+        # The least energy so far, so that rises within rounding don't add up.
         least = eqx.tree_at(
             lambda end: end.energy, new.end, jnp.minimum(new.end.energy, kept.end.energy)
         )
         new = new._replace(end=least)
         kept, is_measured = tree_where(keep, (new, is_measured), (kept, state.is_measured))
 
-        # Near the rest a plain sweep measures all units.
+        # Near the fixed point only plain sweeps, which measure all units.
         accelerates = keep & (kept.distance >= 1) & ((history.length > 0) | (stretch > 1))
         plain = kept.x + damping * kept.move
         stretched = kept.x + stretch * damping * kept.move
@@ -211,7 +211,7 @@ class Updates(eqx.Module):
         )
 
     def _sweep(self, x: Array, damping: Array, blocks: list, unravel: Callable) -> _Sweep:
-        """The state x, and where it goes when every block moves in turn."""
+        """The state x, and its displacement when every block moves in turn."""
         start = moved = unravel(x)
         energy, force = self.field.energy_and_force(_T0, start)
         for i, block in enumerate(blocks):
@@ -239,9 +239,7 @@ def blocks_of(model: AbstractEnergyModel, x: PyTree[Array]) -> list[PyTree[bool]
     blocks = [jax.tree.map(spread, block, x) for block in declared()]  # pyright: ignore[reportGeneralTypeIssues]
     counts = [sum(moves) for moves in zip(*map(jax.tree.leaves, blocks), strict=True)]
     if set(counts) != {1}:
-        raise ValueError(
-            f"Expected blocks with each array of the state in one of them, got {blocks}."
-        )
+        raise ValueError(f"Expected each array of the state in exactly one block, got {blocks}.")
     return blocks
 
 

@@ -1,7 +1,7 @@
 """Models whose functions close over traced arrays, such as a Lagrangian made of a lambda.
 
-A derivative rule sees the arguments of its function and not what they close over, so that the
-derivative with respect to that would be lost. Here it becomes a part of the model's tree.
+A custom derivative rule sees the arguments of its function, but not the arrays that they close
+over, so that derivatives with respect to these would be lost. Here they become leaves of the model.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ..model import AbstractEnergyModel
 
 
 class _ConvertedModel(AbstractEnergyModel):
-    """A model by its functions of one sample, of which none closes over a traced array."""
+    """A model made of functions of one sample, none of which closes over a traced array."""
 
     tau: PyTree
     functions: tuple[Callable, ...]
@@ -36,7 +36,7 @@ class _ConvertedModel(AbstractEnergyModel):
 
 
 def without_closures(model: AbstractEnergyModel, x: PyTree[Array]) -> AbstractEnergyModel:
-    """The model, or one of the same functions at states like x if they close over tracers."""
+    """The model, or if its functions close over tracers an equal one, for states like x."""
     convert = eqx.filter_closure_convert
     functions = tuple(convert(fn, x) for fn in (model.energy, model.activations, model.dEdg))
     if not _has_others(functions, model):
@@ -52,7 +52,7 @@ def without_closures(model: AbstractEnergyModel, x: PyTree[Array]) -> AbstractEn
 
 
 def closes_over_tracers(field: Callable[..., Any], *arguments: PyTree) -> bool:
-    """Whether a function uses traced arrays that are no part of its own tree."""
+    """Whether a function uses traced arrays that are not leaves of its own tree."""
     return _has_others(eqx.filter_closure_convert(field, *arguments), field)
 
 

@@ -26,15 +26,17 @@ def energy_descent(
     """Rejects every step on which the energy rises, and makes it shorter: E(x₁) ≤ E(x₀).
 
     Descent then holds by construction, for every solver and for constant steps of any size. Where
-    E(x₁) − E(x₀) drowns in the rounding of E, its sign is that of ½ Σ (u₀ + u₁)(g₁ − g₀), which
-    doesn't cancel; if that is below rounding too, the step is accepted, so that none is rejected
-    for ever. A step costs one evaluation of E, and of ∂E/∂g and g unless it ends with them.
+    E(x₁) − E(x₀) is below the rounding error of E, its sign is taken from ½ Σ (u₀ + u₁)(g₁ − g₀),
+    which doesn't cancel. If that is below rounding too, the step is accepted, so that no step is
+    rejected for ever. A step costs one evaluation of E, and of ∂E/∂g and g unless the solver ends
+    its step with these.
 
     **Arguments:**
 
     - `controller`: any of diffrax. Constant steps return to multiples of dt0 after shorter ones.
-    - `model`: the model that is solved. In your own `diffrax.diffeqsolve` its
-        [`hopfield_layers.EnergyFlow`][] if there are inputs; they must not depend on t.
+    - `model`: the model that is solved. If there are inputs, pass its
+        [`hopfield_layers.EnergyFlow`][] instead in your own `diffrax.diffeqsolve`. Inputs must not
+        depend on t.
 
     **Returns:** a step size controller of diffrax, for t1 > t0.
 
@@ -43,7 +45,7 @@ def energy_descent(
     Examples:
         >>> import diffrax
         >>> layer = hl.IdentityLayer(2)
-        >>> euler = {"solver": diffrax.Euler(), "dt0": 100.0}  # which alone leads to E = 1e4
+        >>> euler = {"solver": diffrax.Euler(), "dt0": 100.0}  # by itself this leads to E = 1e4
         >>> constant = hl.energy_descent(diffrax.ConstantStepSize(), layer)
         >>> solution = hl.solve(layer, jnp.ones(2), 200.0, stepsize_controller=constant, **euler)
         >>> print(bool(layer.energy(solution.ys[-1]) <= layer.energy(jnp.ones(2))))
@@ -59,7 +61,7 @@ def energy_descent(
 
 
 def descend_along(field: EnergyFlow, controller: _T) -> _T:
-    """`controller` with the energies of this vector field, those of its inputs included."""
+    """`controller` with the energy of this vector field, which includes that of its inputs."""
 
     def replace(node):
         if not is_descent(node):
@@ -77,7 +79,7 @@ def is_descent(node: object) -> bool:
 
 
 class StepEnd(eqx.Module):
-    """What tells at the two ends of a step whether the energy falls; it is not differentiated."""
+    """The values at an end of a step that decide whether the energy falls; not differentiated."""
 
     g: PyTree[Array]
     u: PyTree[Array]
@@ -87,7 +89,7 @@ class StepEnd(eqx.Module):
 def step_end(
     field: EnergyFlow, t: Real[ArrayLike, ""], x: PyTree, u: PyTree | None = None
 ) -> StepEnd:
-    """The end of a step at the state x, where u may be known already."""
+    """The end of a step at the state x; u may be passed if it is known already."""
     field, x, u = without_derivatives((field, x, u))
     energy, u = field.energy_and_drive(t, x) if u is None else (field.energy(t, x), u)
     return StepEnd(field.model.activations(x), u, energy)
@@ -96,7 +98,7 @@ def step_end(
 class _DescentState(eqx.Module):
     start: StepEnd
     inner: PyTree  # the state of the wrapped controller
-    end: Array  # where the wrapped controller wants the step to end
+    end: Array  # the end that the wrapped controller chose for the step
     longest: Array  # the longest step that the energy allows
 
 
@@ -110,7 +112,7 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
         return eqx.tree_at(lambda c: c.controller, self, self.controller.wrap(direction))
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order, start=None):
-        """As the wrapped controller; `start` is the end of the step before the first, if known."""
+        """Like the wrapped controller; `start` is the `StepEnd` at y0, if it is known."""
         end, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         end = jnp.asarray(end, jnp.result_type(t0, t1))
         start = step_end(self.field, t0, y0) if start is None else start
@@ -119,13 +121,13 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state, after=None
     ):
-        """As the wrapped controller, unless the energy rises; `after` is the new end, if known."""
+        """Like the wrapped controller, unless the energy rises; `after` is the `StepEnd` at y1."""
         state: _DescentState = controller_state
         keep, next_t0, end, made_jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
         )
         if not isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController):
-            # A step that was shortened only counts once it has reached its intended end.
+            # A shortened step is only complete once later steps have reached its intended end.
             next_t0 = t1
             end, inner = tree_where(t1 >= state.end, (end, inner), (state.end, state.inner))
         after = step_end(self.field, t1, y1_candidate) if after is None else after
@@ -147,16 +149,16 @@ class _ConstantDescent(_AbstractDescent):
 class _AdaptiveDescent(_AbstractDescent, diffrax.AbstractAdaptiveStepSizeController):
     controller: diffrax.AbstractStepSizeController
     field: EnergyFlow
-    rtol: Any  # those of `controller`, which implicit solvers ask for
+    rtol: Any  # the tolerances of `controller`, for implicit solvers
     atol: Any
     norm: Callable[[PyTree], Array]
 
 
 def energy_change(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: StepEnd) -> Array:
-    """−1 where the energy of a sample falls, 1 where it rises, and between them if that is unsure.
+    """−1 if the energy of a sample falls, 1 if it rises, and a value between if that is uncertain.
 
-    Where rounding hides the sign it is that of ½ Σ (u₀ + u₁)(g₁ − g₀), which doesn't cancel, and
-    half of it or 0 where rounding may hide that too.
+    Where rounding hides the sign of the difference, the sign of ½ Σ (u₀ + u₁)(g₁ − g₀) is used,
+    which doesn't cancel; where rounding may hide that too, half of this sign, or 0.
     """
     rise = end.energy - start.energy
     eps = jnp.finfo(rise.dtype).eps

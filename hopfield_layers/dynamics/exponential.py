@@ -36,13 +36,13 @@ class _Interpolation(diffrax.AbstractLocalInterpolation):
 
 
 def _phi(z: Any) -> PhiFunctions:
-    """The φ-functions of a tree, as trees; ω marks trees that are added and multiplied."""
+    """The φ-functions of each leaf of a tree. The trees are wrapped in ω for arithmetic."""
     return PhiFunctions(*(z.call(lambda z, k=k: phi_functions(z)[k]) for k in range(3)))
 
 
 class AbstractExponential(diffrax.AbstractAdaptiveSolver):
-    """dx/dt = (T(x) − x)/τ with the leak −x/τ solved exactly: a method only approximates how T, the
-    state that the leak heads for, changes during a step.
+    """dx/dt = (T(x) − x)/τ, in which the leak −x/τ is solved exactly. A method only approximates
+    how T(x), the state towards which the leak decays, changes during a step.
     """
 
     term_structure: ClassVar = diffrax.AbstractTerm
@@ -52,16 +52,16 @@ class AbstractExponential(diffrax.AbstractAdaptiveSolver):
     def _stages(self, x, z, d0, pull: Callable) -> tuple[Any, tuple, Callable]:
         """x₁, the coefficients of the dense output, and the error as a function of T(x₁) − x₀.
 
-        z is h/τ, d0 is T(x) − x, and `pull(fraction, y)` is T(y) − x at that fraction of the step.
+        z is h/τ, d0 is T(x) − x, and `pull(fraction, y)` is T(y) − x at this fraction of the step.
         """
 
     def init(self, terms, t0, t1, y0, args):
-        """τ dx/dt at t₀, with which the first step begins."""
+        """τ dx/dt at t₀, from which the first step starts."""
         _, force = _model_and_force(terms)
         return force(t0, y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        """A step, which ends with τ dx/dt at t₁ for the next to begin with."""
+        """A step, which returns τ dx/dt at t₁ for the next step."""
         model, force = _model_and_force(terms)
         f0 = solver_state
         if made_jump is not False:
@@ -74,7 +74,7 @@ class AbstractExponential(diffrax.AbstractAdaptiveSolver):
         z = tau.call(lambda tau: h / tau)
         x1, coefficients, error = self._stages(x, z, f0**ω, pull)
         f1 = force(t1, x1.ω)
-        # Backwards in time h is negative, while t₁ − t₀ is positive.
+        # In backward time h is negative, while t₁ − t₀ is positive.
         signed = tau.call(lambda tau: jnp.where(h < 0, -tau, tau))
         dense = {"x0": y0, "tau": signed.ω, "coefficients": tuple(c.ω for c in coefficients)}
         return x1.ω, error((x1 - x) + f1**ω).ω, dense, f1, diffrax.RESULTS.successful
@@ -86,16 +86,17 @@ class AbstractExponential(diffrax.AbstractAdaptiveSolver):
 class ETD2RK(AbstractExponential):
     """x₁ = a + h φ₂(−h/τ) (N(a) − N(x₀)), a = x₀ + h φ₁(−h/τ) dx/dt, for `flow="activation"`.
 
-    The second-order exponential time differencing Runge–Kutta method for dx/dt = −x/τ + N(x), exact
-    in the leak −(x − b)/τ with each layer's own τ, however large the step. h ≫ τ turns a into the
-    point T(x₀) = x₀ + τ dx/dt that the leak heads for, the update of a modern Hopfield network, and
-    x₁ into T(T(x₀)). Here φ₁(z) = (eᶻ − 1)/z and φ₂(z) = (eᶻ − 1 − z)/z². Two evaluations of dx/dt
-    a step. The error estimate is x₁ − a, and the dense output is of second order.
+    The second-order exponential time differencing Runge–Kutta method for dx/dt = −x/τ + N(x). It is
+    exact in the leak −(x − b)/τ with each layer's own τ, however large the step. For h ≫ τ, a is
+    the point T(x₀) = x₀ + τ dx/dt towards which the leak decays, which is the update of a modern
+    Hopfield network, and x₁ is T(T(x₀)). Here φ₁(z) = (eᶻ − 1)/z and φ₂(z) = (eᶻ − 1 − z)/z². A
+    step takes two evaluations of dx/dt. The error estimate is x₁ − a, and the dense output is of
+    second order.
 
-    It suits [`hopfield_layers.relax`][], which asks where a trajectory ends; for how it gets there
-    use [`hopfield_layers.ETD4RK`][].
+    It suits [`hopfield_layers.relax`][], which needs only the end of a trajectory; for the
+    trajectory itself use [`hopfield_layers.ETD4RK`][].
 
-    **Raises:** `ValueError` for terms but `diffrax.ODETerm(EnergyFlow(model, "activation"))`.
+    **Raises:** `ValueError` for terms except `diffrax.ODETerm(EnergyFlow(model, "activation"))`.
 
     Source: Cox & Matthews, "Exponential time differencing for stiff systems", J. Comput. Phys. 176
     (2002), equations 21 and 22.
@@ -119,9 +120,9 @@ class ETD2RK(AbstractExponential):
 
 
 class ETD4RK(AbstractExponential):
-    """The fourth-order sibling of [`hopfield_layers.ETD2RK`][], for accurate trajectories.
+    """A fourth-order method like [`hopfield_layers.ETD2RK`][], for accurate trajectories.
 
-    With N = N(x₀), Nₐ, N_b, N_c at the stages, φₖ at −h/τ, and ψₖ at −h/2τ,
+    With N = N(x₀), with Nₐ, N_b and N_c at the stages, φₖ at −h/τ and ψₖ = φₖ at −h/2τ,
 
     | | |
     |---|---|
@@ -130,11 +131,12 @@ class ETD4RK(AbstractExponential):
     | c | x₀ + h φ₁ dx/dt + 2h φ₂ (N_b − N) |
     | x₁ | x₀ + h [φ₁ dx/dt + φ₂ (2Nₐ + 2N_b − 3N − N_c) + 4φ₃ (N − Nₐ − N_b + N_c)] |
 
-    Four evaluations of dx/dt a step. The error estimate is that of an embedded third-order method,
-    h (4φ₃ − φ₂)(N_c − N(x₁)), but at least a hundredth of that of the second-order method c, for
-    steps long enough to skip a transient. The dense output is of third order.
+    A step takes four evaluations of dx/dt. The error estimate is that of an embedded third-order
+    method, h (4φ₃ − φ₂)(N_c − N(x₁)), but at least a hundredth of the estimate for the second-order
+    method c, which matters for steps that are long enough to skip a transient. The dense output is
+    of third order.
 
-    **Raises:** as [`hopfield_layers.ETD2RK`][].
+    **Raises:** as in [`hopfield_layers.ETD2RK`][].
 
     Source: Krogstad, "Generalized integrating factor methods for stiff PDEs", J. Comput. Phys. 203
     (2005); for the embedding in x₁, Whalen, Brio & Moloney, "Exponential time-differencing with
@@ -170,7 +172,7 @@ class ETD4RK(AbstractExponential):
 
 
 def _model_and_force(terms: diffrax.AbstractTerm) -> tuple[AbstractEnergyModel, Callable]:
-    """The model of a term that diffrax may have wrapped, and τ dx/dt as a function of t and x."""
+    """The model of a term, which diffrax may have wrapped, and τ dx/dt as a function of t and x."""
     direction = getattr(terms, "direction", 1)
     rates: Any = getattr(getattr(terms, "term", terms), "vector_field", None)
     field = rates.field if isinstance(rates, BoundedFlow) else rates
@@ -182,6 +184,6 @@ def _model_and_force(terms: diffrax.AbstractTerm) -> tuple[AbstractEnergyModel, 
         )
 
     def force(t, x):
-        return rates.force(t * direction, x)  # which is finite where dx/dt overflows
+        return rates.force(t * direction, x)  # this is finite where dx/dt overflows
 
     return field.model, force

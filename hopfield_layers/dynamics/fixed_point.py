@@ -1,4 +1,4 @@
-"""A state at rest, with the derivative of the fixed point."""
+"""States at rest, differentiated as fixed points by the implicit function theorem."""
 
 import functools
 
@@ -28,7 +28,7 @@ _T0 = np.zeros(())  # the flow doesn't change with t
 def settle(
     search: Updates | FlowToRest, x0: PyTree[Array], throw: bool
 ) -> tuple[PyTree, Array, dict]:
-    """x at rest, its energy, and attributes that have no derivatives."""
+    """x at rest, its energy, and further attributes, which have no derivatives."""
     x, energy, residual, converged, time, num_steps = search.run(x0)
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     lowest = -(float(jnp.finfo(energy.dtype).max) ** 0.45)
@@ -42,7 +42,7 @@ def _(primals, tangents):
     """The implicit function theorem for the condition c(x, θ) = 0: ∂c/∂x dx = −∂c/∂θ dθ."""
     x, energy, attributes = settle(*primals)
     (search, x0, throw), (d_search, *_) = primals, tangents
-    # Where something overflows, derivatives at x would make NaN of a cotangent of 0.
+    # Where a value overflows, derivatives at x would turn a cotangent of 0 into NaN.
     sizes = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(x)]
     finite = jnp.isfinite(sum(sizes, energy + attributes["residual"]))
     at = tree_where(finite, x, jax.tree.map(jnp.zeros_like, x))
@@ -61,10 +61,11 @@ def _(primals, tangents):
 
 
 def _condition(x, parameters):
-    """What vanishes at a fixed point: u, and x − x₀ at the clamped units.
+    """The quantity that is 0 at a fixed point: u, and x − x₀ at the clamped units.
 
-    It is u for the state flow too, whose own H u also vanishes wherever H does. Only in a row that
-    the clamp splits does H u = 0 not mean u = 0: the free units of such a row contribute H u.
+    It is u for the state flow too, because the flow's own H u also vanishes wherever H does. The
+    exception are free units of a row of which the clamp holds a part: there H u = 0 doesn't imply
+    u = 0, and the condition is H u.
     """
     search, x0 = parameters
     field = search.field
@@ -79,7 +80,7 @@ def _condition(x, parameters):
 
 
 def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array]:
-    """dx with ∂c/∂x dx = b, or as near to it as the methods came."""
+    """dx with ∂c/∂x dx = b, or the best approximation that the methods found."""
     field = search.field
     _, unravel = ravel_pytree(x)
     _, jacobian = jax.linearize(lambda x: _condition(x, (search, x0)), x)
@@ -107,9 +108,9 @@ def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array
 
 
 class _Symmetric:
-    """Solves with A = I + D S H, where D is 0 at the clamped units and 1 at the others.
+    """Solves equations with A = I + D S H, where D is 0 at clamped units and 1 at free ones.
 
-    A clamp of the activation flow splits nothing that H couples, so that D H = H D.
+    A clamp of the activation flow holds all or none of the units that H couples: D H = H D.
     """
 
     def __init__(self, field: EnergyFlow, slopes, x: PyTree[Array]):
@@ -124,14 +125,14 @@ class _Symmetric:
         self.S = lambda v: ravel_pytree(curvature(unravel(v)))[0]
 
     def solve(self, product, b):
-        """d with A d = b: its free part by conjugate gradients, and d = b − D S H d from it."""
+        """d with A d = b: its free part by conjugate gradients, and then d = b − D S H d."""
         held = (1 - self.free) * b
         free, solved, _ = self._conjugate_gradients(self.free * (b - self.S(self.H(held))))
         d = b - self.free * self.S(self.H(free + held))
         return _where_solved(solved, d, product, b)
 
     def solve_transposed(self, product, b):
-        """y with Aᵀ y = b: y = b − H S D y, in which D S D y has an equation with A."""
+        """y with Aᵀ y = b: y = b − H S D y, where D S D y is the solution of an equation with A."""
         pull, solved, _ = self._conjugate_gradients(self.free * self.S(self.free * b))
         y = b - self.H(self.S(self.free * b - self.H(pull)))
         return _where_solved(solved, y, product, b)
@@ -145,7 +146,7 @@ class _Symmetric:
 
 
 def _where_solved(is_solved, d, product, b):
-    """d, or the solution by a general method for samples that have none."""
+    """d, replaced by the solution of a general method for samples that are not solved."""
     error, size = (jnp.max(jnp.abs(v), initial=0) for v in (product(d) - b, b))
     is_solved = is_solved & (error <= 0.01 * size)
 
@@ -157,7 +158,7 @@ def _where_solved(is_solved, d, product, b):
 
 
 def _by_gmres(product, b):
-    """d with product(d) = b, without any symmetry, and whether that was found."""
+    """d with product(d) = b, assuming no symmetry, and whether it was found."""
     precision = float(jnp.finfo(b.dtype).eps) ** (2 / 3)
     operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))
     method = Krylov(precision, 50, 100)
@@ -167,13 +168,13 @@ def _by_gmres(product, b):
 
 @jax.custom_batching.custom_vmap
 def _or_error(d, is_solved):
-    """d, or an error at run time that names the samples which have no solution."""
+    """d, or an error at run time that lists the samples without a solution."""
     return unless(~jnp.all(is_solved), d, _call_raise_singular, is_solved)
 
 
 @_or_error.def_vmap
 def _(size, in_batched, d, is_solved):
-    # All samples at once: `equinox.error_if` under vmap would know only that there is one.
+    # All samples at once, because `equinox.error_if` under vmap can't tell which of them failed.
     d, is_solved = (
         leaf if batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
         for leaf, batched in zip((d, is_solved), in_batched, strict=True)
@@ -189,7 +190,7 @@ def _call_raise_singular(is_failed, is_solved):
 
 def _raise_singular(is_solved):
     raise RuntimeError(
-        f"relax found no derivative{of_samples(~is_solved)}: the state there does not change "
+        f"relax found no derivative{of_samples(~is_solved)}: the fixed point does not change "
         "smoothly with the parameters. Leave such samples out, change the parameters a little, or "
-        "pass throw=False for what was reached."
+        "pass throw=False to get the best approximation."
     )

@@ -26,23 +26,24 @@ from .state_trees import Clamp, largest, like_state
 
 
 class FixedPoints(eqx.Module):
-    """What [`hopfield_layers.fixed_points`][] returns: the distinct ones, by ascending energy.
+    """The result of [`hopfield_layers.fixed_points`][]: distinct fixed points by ascending energy.
 
     **Attributes:**
 
     - `x`: the states, with an axis of the fixed points in front.
     - `energy`: E − Σ I·g of each.
     - `residual`: the largest |∂E/∂g − I| of all free units, in the units of x.
-    - `eigenvalues`: the smallest of I + S H on the range of H, `(points, num_eigenvalues)`, in
-        ascending order. The linearised activation flow leaves the point along their directions as
-        exp(−λt/τ), if all τ are the same. Infinite where H has a smaller rank.
-    - `stable`: whether the smallest eigenvalue is above √ε, ε being the dtype's. Where it is not,
-        the point is a saddle or a maximum, or at a bifurcation.
-    - `counts`: how many starts came to each.
+    - `eigenvalues`: the smallest eigenvalues λ of I + S H on the range of H,
+        `(points, num_eigenvalues)`, in ascending order, and ∞ where the rank of H is smaller. If
+        all τ are the same, a perturbation along the direction of λ changes as exp(−λt/τ) in the
+        linearised activation flow.
+    - `stable`: whether the smallest eigenvalue is above √ε, ε being the dtype's. If not, the point
+        is a saddle, a maximum, or at a bifurcation.
+    - `counts`: the number of starts that reach each fixed point.
     - `shares`: `counts` divided by the number of all starts.
-    - `index`: which of the points each start came to, of the shape of the batch axes of the starts;
-        −1 where it came to none.
-    - `num_unconverged`: how many starts came to none.
+    - `index`: the index of the fixed point that each start reaches, or −1 for none, of the shape of
+        the batch axes of the starts.
+    - `num_unconverged`: the number of starts that reach none.
 
     Examples:
         >>> points = hl.fixed_points(hl.TanhLayer(3), jnp.ones((5, 3)))
@@ -79,17 +80,19 @@ def fixed_points(
 ) -> FixedPoints:
     """Finds the distinct states with ∂E/∂g = I that many starts lead to, and their stability.
 
-    By default each start is relaxed: it comes to a rest downhill of it, a minimum as a rule, though
-    a saddle where it starts on one or its steps happen to meet one. With a `root_finder` the
-    equation ∂E/∂g = I is solved from each start, which finds saddles and maxima as readily.
+    By default each start is relaxed to a fixed point downhill of it. As a rule this is a minimum,
+    but it is a saddle if the start lies on one or the steps happen to meet one. With a
+    `root_finder` the equation ∂E/∂g = I is solved from each start, which finds saddles and maxima
+    as well.
 
-    Two fixed points are the same if their activations are: there x = b + I − ∂E_s/∂g, so that g
-    says all of x, the units that H can't move among them. Of points of the state flow only those
-    with ∂E/∂g = I are meant; a dead unit that H keeps elsewhere is not one.
+    Two fixed points are the same if their activations are: at a fixed point x = b + I − ∂E_s/∂g, so
+    that g determines x, including units that H can't move. States in which the state flow rests
+    although ∂E/∂g ≠ I, because of dead units for instance, don't count as fixed points.
 
-    The shares are those of the method. By default a start may come to another attractor than the
-    flow's own; where basins of attraction matter follow the flow, as [`hopfield_layers.relax`][]
-    says. The number of points depends on the values, so that this can't be called under `jax.jit`.
+    The shares depend on the method. By default a start may reach another attractor than the flow
+    does; where basins of attraction matter, follow the flow as described in
+    [`hopfield_layers.relax`][]. The number of points depends on the values, so that this function
+    can't be called under `jax.jit`.
 
     **Arguments:**
 
@@ -97,19 +100,19 @@ def fixed_points(
         are the same for all starts. Clamped units keep the values of each start.
     - `starts`: a state with any batch axes.
     - `tol`: the bound on |∂E/∂g − I| in every unit, in the units of x, as for `relax`.
-    - `separation`: points whose activations differ by no more than separation·(1 + |g|) in every
-        unit are one. By default ε^(1/3), 6e-6 in float64 and 5e-3 in float32.
-    - `num_eigenvalues`: how many of the smallest eigenvalues to compute for each point: from the
-        matrix for up to 256 units, and by Lanczos' method, without one, for more.
+    - `separation`: points whose activations differ by at most separation·(1 + |g|) in every unit
+        count as one. By default ε^(1/3), 6e-6 in float64 and 5e-3 in float32.
+    - `num_eigenvalues`: how many of the smallest eigenvalues to compute for each point, from the
+        matrix for up to 256 units, and matrix-free by Lanczos' method for more.
     - `root_finder`: one of optimistix, `optimistix.Newton(rtol=1e-10, atol=1e-10)` for instance.
-    - `solver`, `stepsize_controller`, `dt0`: of `relax`, without a root finder.
+    - `solver`, `stepsize_controller`, `dt0`: as for `relax`, and only without a root finder.
     - `max_steps`, `batch_size`: as for `relax`.
 
     **Returns:** a [`hopfield_layers.FixedPoints`][].
 
-    **Raises:** `ValueError` as `relax`, for a separation or num_eigenvalues ≤ 0, for a root finder
-    beside a solver, for a clamp or inputs with batch axes, and under `jax.jit`. Starts that come to
-    no fixed point are no error but counted.
+    **Raises:** `ValueError` as in `relax`, for a separation or num_eigenvalues ≤ 0, for both a root
+    finder and a solver, for a clamp or inputs with batch axes, and under `jax.jit`. Starts that
+    reach no fixed point are counted, and are not an error.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Saad, "Numerical methods for large eigenvalue
     problems" (2011), chapter 6, for Lanczos' method in another inner product.
@@ -127,7 +130,7 @@ def fixed_points(
          [ 1.92  1.92]]
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, starts, clamp, inputs))):
-        raise ValueError("fixed_points can't be traced: how many there are depends on the values.")
+        raise ValueError("fixed_points can't be traced: their number depends on the values.")
     if root_finder is not None and not isinstance(root_finder, optx.AbstractRootFinder):
         raise TypeError(f"Expected a root finder of optimistix, got {root_finder!r}.")
     followed = (solver, stepsize_controller, dt0)
@@ -176,7 +179,7 @@ def _as_count(number: SupportsIndex) -> int:
     except TypeError as error:
         raise TypeError(f"Expected num_eigenvalues to be a number, got {number!r}.") from error
     if count < 1:
-        raise ValueError(f"Expected num_eigenvalues of 1 at least, got {count}.")
+        raise ValueError(f"Expected num_eigenvalues of at least 1, got {count}.")
     return count
 
 
@@ -199,7 +202,7 @@ def _sample(arguments: ProblemArguments) -> EnergyFlow:
 
 
 def _squeezed(tree: PyTree[AnyArray], x: PyTree[AnyArray]) -> PyTree[AnyArray]:
-    """The arrays without batch axes of length 1, and those with equal samples as one of them."""
+    """The arrays without those leading batch axes along which all samples are equal."""
     sizes = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(x)}
 
     def squeeze(path, leaf):
@@ -218,7 +221,7 @@ def _activations(model: AbstractEnergyModel, x: PyTree[Array]) -> PyTree[Array]:
 
 @eqx.filter_jit
 def _roots(arguments, root_finder, tol, max_steps, batch_size):
-    """The states that solve ∂E/∂g = I, their energies and residuals, and whether they do."""
+    """The results of solving ∂E/∂g = I: states, energies, residuals, and whether it succeeded."""
     problem = InitialValueProblem(arguments)
     default = float(jnp.finfo(problem.dtype).eps) ** (2 / 3)
     tolerance = Tolerance(default, default) if tol is None else Tolerance(0.0, tol)
@@ -241,7 +244,7 @@ def _roots(arguments, root_finder, tol, max_steps, batch_size):
 def _distinct(
     g: PyTree[Array], energy: np.ndarray, converged: np.ndarray, separation: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One sample of each distinct point, by ascending energy, and which point each sample is."""
+    """The index of one sample of each point, by ascending energy, and the point of each sample."""
     rows = [np.asarray(leaf).reshape(energy.size, -1) for leaf in jax.tree.leaves(g)]
     flat = np.concatenate(rows, axis=1)
     index = np.full(energy.size, -1)
@@ -263,7 +266,7 @@ def _eigenvalues(
 ) -> Float[Array, "points count"]:
     if size == 0:
         return jnp.zeros((0, count), dtype)
-    # Powers of two, so that another number of points seldom compiles anew.
+    # Padded to a power of two, so that another number of points is seldom compiled again.
     padding = (1 << (size - 1).bit_length()) - size
     padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(padding, 0)]), points)
     return _of_each(field, padded, count)[:size]
@@ -271,5 +274,5 @@ def _eigenvalues(
 
 @eqx.filter_jit
 def _of_each(field: EnergyFlow, points: PyTree[Array], count: int) -> Float[Array, "points count"]:
-    # One at a time, because each keeps a matrix or a basis of directions.
+    # One point at a time, because each needs memory for a matrix or a basis of directions.
     return jax.lax.map(lambda x: smallest_eigenvalues(field, x, count), points)

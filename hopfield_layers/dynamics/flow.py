@@ -25,8 +25,8 @@ class EnergyFlow(eqx.Module):
     | `"state"` | −H u/τ | descent along −∂E/∂x |
     | `"activation"` | −u/τ | descent along −∂E/∂g (Krotov & Hopfield) |
 
-    dE/dt = −‖H u‖²/τ and −uᵀH u/τ are never positive. H u is one Jacobian–vector product of the
-    activation.
+    dE/dt is −‖H u‖²/τ and −uᵀH u/τ, which is never positive. H u is one Jacobian–vector product of
+    the activation.
 
     **Arguments:**
 
@@ -35,15 +35,15 @@ class EnergyFlow(eqx.Module):
     - `clamp`: the units that keep their values, dx/dt = 0: a tree of boolean masks of the state's
         structure and shapes, with or without its batch axes. It may leave out a network's layers.
     - `inputs`: the external input I, which adds −Σ I·g to the energy: a tree of arrays that
-        broadcast to the state, or a function of t that returns one, or a path of diffrax whose
-        values are such. It may leave out layers too. While I changes, the energy may rise.
+        broadcast to the state, a function of t that returns such a tree, or a path of diffrax with
+        such values. It may leave out layers too. While I changes, the energy may rise.
 
     Called as `(t, x, args)`; `args` is ignored. x is a state with any batch axes the model takes.
 
-    **Raises:** `ValueError` for an unknown flow, for a mask that is not boolean or not a state of
-    the model, and for one that, under the activation flow, holds some but not all of the units that
-    the Lagrangian couples (a part of a softmax's row, say); when called, if an input or a mask
-    doesn't fit the state.
+    **Raises:** `ValueError` for an unknown flow; for a mask that is not boolean or doesn't have the
+    structure of a state; under the activation flow, for a mask that holds some but not all of the
+    units that the Lagrangian couples (a part of a softmax's row, say); and when called, if an input
+    or a mask doesn't fit the state.
 
     Examples:
         >>> import diffrax
@@ -95,7 +95,7 @@ class EnergyFlow(eqx.Module):
         return self.force_of(x, self.drive(t, x))
 
     def force_of(self, x: PyTree[Array], u: PyTree[Array]) -> PyTree[Array]:
-        """The same, given the drive."""
+        """τ dx/dt, given the drive u."""
         if self.flow == "state":
             _, u = jax.jvp(self.model.activations, (x,), (u,))
         if self.clamp is None:
@@ -114,7 +114,7 @@ class EnergyFlow(eqx.Module):
     def energy_and_drive(
         self, t: Real[ArrayLike, ""], x: PyTree[Array]
     ) -> tuple[Float[Array, "*batch"], PyTree[Array]]:
-        """Both, in one evaluation of the model if it has a method for that."""
+        """The energy and u, in one evaluation of the model if it has a method for that."""
         together = getattr(self.model, "energy_and_dEdg", None)
         if together is None:
             return self.energy(t, x), self.drive(t, x)
@@ -124,7 +124,7 @@ class EnergyFlow(eqx.Module):
     def energy_and_force(
         self, t: Real[ArrayLike, ""], x: PyTree[Array]
     ) -> tuple[Float[Array, "*batch"], PyTree[Array]]:
-        """Both, likewise."""
+        """The energy and τ dx/dt, in one evaluation of the model if it has a method for that."""
         energy, u = self.energy_and_drive(t, x)
         return energy, self.force_of(x, u)
 
@@ -151,8 +151,8 @@ def time_constants(model: AbstractEnergyModel, x: PyTree[Array]) -> PyTree[Array
 
 
 class BoundedFlow(eqx.Module):
-    """A flow with clipped rates: a finite rate, however large, makes the controller reject a step
-    where ∞ − ∞ between two stages would leave it without an error estimate.
+    """A flow with clipped rates, which make a controller reject a step on which the rates overflow.
+    Without clipping, ∞ − ∞ of two stages would leave it without an error estimate.
     """
 
     field: EnergyFlow

@@ -1,4 +1,4 @@
-"""A flow, followed by a solver of diffrax until it is at rest."""
+"""Relaxation along a flow, by a solver of diffrax."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,15 +28,15 @@ class _State(NamedTuple):
     dt: Any
     time: Array
     residual: Array  # the largest |τ dx/dt| of all units
-    at_rest: Array  # whether that of every unit is within its tolerance
+    at_rest: Array  # whether |τ dx/dt| of every unit is within its tolerance
     num_steps: Array
 
 
 class FlowToRest(eqx.Module):
     """Follows a flow, step by step, until every unit is within its tolerance.
 
-    As the flow doesn't change with t, every step begins at t = 0, so that a short step after a long
-    time is not lost in the rounding of t.
+    Every step begins at t = 0, which is possible because the flow doesn't change with t. A short
+    step after a long time is then not lost in the rounding of t.
     """
 
     field: EnergyFlow
@@ -49,10 +49,10 @@ class FlowToRest(eqx.Module):
     meter: diffrax.AbstractProgressMeter
 
     def run(self, x0: PyTree[Array]) -> Rest:
-        """The state at rest, or the one that is reached in the steps that are allowed."""
+        """The state at rest, or the last one if `max_steps` don't suffice."""
 
         def is_moving(state):
-            hopeless = jnp.isnan(state.residual)  # at x0 already, for no step to NaN is kept
+            hopeless = jnp.isnan(state.residual)  # only at x0, because no step to NaN is kept
             return ~(state.at_rest | hopeless)
 
         state = until_rest(is_moving, self.step, self.init(x0), self.max_steps, self.meter)
@@ -74,13 +74,13 @@ class FlowToRest(eqx.Module):
         return jax.tree.map(jnp.asarray, state)
 
     def step(self, state: _State) -> _State:
-        """One step of the solver, kept or rejected by the controller."""
+        """One step of the solver, which the controller keeps or rejects."""
         x, dt, term, start = state.x, state.dt, self._term(), jnp.zeros_like(state.dt)
         order: Any = self.solver.error_order(term)
         x1, error, _, solver, result = self.solver.step(
             term, start, dt, x, None, state.solver, False
         )
-        # Some implicit solvers report a failure by their result and not by an infinite error.
+        # Some implicit solvers report a failure by their result instead of an infinite error.
         finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(x1)]
         solved = diffrax.is_okay(result) & jnp.all(jnp.array(finite))
         error = jax.tree.map(lambda e: jnp.where(solved & ~jnp.isnan(e), e, jnp.inf), error)
@@ -90,8 +90,8 @@ class FlowToRest(eqx.Module):
             start, dt, x, candidate, None, error, order, state.controller, *known
         )
         next_dt = jnp.minimum(next_end - next_start, self.max_dt)
-        # A step that goes less than a hundredth of the way that the leak alone would go may end
-        # where it began, and all steps of its length would: shorten it.
+        # A step that moves x by less than a hundredth of what the leak alone would move it may be
+        # a step back to its start, which steps of its length would repeat for ever: shorten it.
         way = -jnp.expm1(-dt / largest(time_constants(self.field.model, x))) * state.residual
         rounding = 1e3 * jnp.finfo(residual.dtype).eps * largest(x)
         stuck = (largest(jax.tree.map(jnp.subtract, x1, x)) < way / 100) & (way > rounding)
@@ -108,15 +108,15 @@ class FlowToRest(eqx.Module):
         return diffrax.ODETerm(self.field if exponential else BoundedFlow(self.field))
 
     def _measure(self, x: PyTree[Array], solver: PyTree) -> tuple[Array, Array, tuple]:
-        """The residual at x, whether x is at rest, and what `energy_descent` needs to know of x."""
+        """The residual at x, whether x is at rest, and the `StepEnd` for `energy_descent`."""
         zero = jnp.zeros(())
-        # An exponential solver has evaluated τ dx/dt at the end of its step.
+        # An exponential solver has already evaluated τ dx/dt at the end of its step.
         exponential = isinstance(self.solver, AbstractExponential)
         force = solver if exponential else self.field.force(zero, x)
         at_rest = self.tolerance.distance(force, x) < 1
         if not is_descent(self.controller):
             return largest(force), at_rest, ()
-        # At clamped units, where the force isn't −u, g doesn't change, so that u is of no effect.
+        # At clamped units the force isn't −u, but u has no effect there, as g doesn't change.
         u = jax.tree.map(jnp.negative, force) if self.field.flow == "activation" else None
         return largest(force), at_rest, (step_end(self.field, zero, x, u),)
 
@@ -141,7 +141,7 @@ def follow(
     inner = getattr(controller, "controller", controller)
     steps_to_times = diffrax.StepTo | diffrax.ClipStepSizeController
     if isinstance(controller, steps_to_times) or isinstance(inner, steps_to_times):
-        raise ValueError("relax has no times to step to: expected constant steps or a PID.")
+        raise ValueError("relax has no times to step to: expected constant or adaptive steps.")
     solver = straight_line(with_tolerances_of(controller, solver))
     taus = time_constants(problem.field.model, problem.x0)
     if dt0 is None and isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
@@ -149,7 +149,7 @@ def follow(
     elif dt0 is None:
         dt0 = jnp.min(jnp.array([jnp.min(x, initial=jnp.inf) for x in jax.tree.leaves(taus)]))
     dt0 = jnp.asarray(dt0, problem.dtype)
-    # A slower unit no longer moves, in the precision of the dtype.
+    # Longer steps would make no difference in the precision of the dtype.
     max_dt = largest(taus) / float(jnp.finfo(problem.dtype).eps)
 
     def search(field: EnergyFlow) -> FlowToRest:

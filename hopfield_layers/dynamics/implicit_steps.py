@@ -1,4 +1,4 @@
-"""Implicit steps to rest, which need neither convexity nor a good start."""
+"""Relaxation by implicit steps, which need neither convexity nor a good start."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class _Measured(NamedTuple):
     x: PyTree[Array]
     end: StepEnd
     residual: Float[Array, ""]  # the largest |τ dx/dt|
-    distance: Float[Array, ""]  # the same in units of the tolerance
+    distance: Float[Array, ""]  # the largest |τ dx/dt| in units of its tolerance
 
 
 class _State(NamedTuple):
@@ -36,11 +36,11 @@ def implicit_steps(
     limit: Float[Array, ""],
     max_steps: int,
 ) -> Rest:
-    """Takes steps (λ + I + S H) δ = −u until all units rest, |x| passes a limit, or λ is huge.
+    """Takes steps (λ + I + S H) δ = −u until all units rest, |x| exceeds a limit, or λ is huge.
 
-    λ grows where the energy would rise, until it falls, as δ is a direction of descent; and it
-    shrinks otherwise, for Newton's method in the end. None is taken from a state at rest. Each
-    product with S and H counts as a step too.
+    If the energy would rise, λ grows until it falls, which it does because δ is a direction of
+    descent. Otherwise λ shrinks, so that the last steps are Newton's method. No step is taken from
+    a state at rest. Each product with S H counts as a step too.
     """
     t = np.zeros(())  # the flow doesn't change with t
 

@@ -1,4 +1,4 @@
-"""External inputs that change in time, and where a solver has to stop for them."""
+"""External inputs that change in time, and the times at which a step has to end for them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,14 @@ Inputs = StateLike | Callable[[Array], StateLike] | diffrax.AbstractPath | None
 
 
 class PiecewiseConstantInterpolation(diffrax.AbstractGlobalInterpolation):
-    """yⱼ for tⱼ ≤ t < tⱼ₊₁, and the last one from then on: `inputs=` of pulses and stimuli.
+    """yⱼ for tⱼ ≤ t < tⱼ₊₁, and after the last time its y: `inputs=` of pulses and stimuli.
 
     [`hopfield_layers.solve`][] ends a step right before each tⱼ and begins the next one right after
     it, so that no pulse is stepped over, however short.
 
     **Arguments:**
 
-    - `ts`: the increasing times, `(times,)`, in the units of t. The first one is t0 or before.
+    - `ts`: the increasing times, `(times,)`, in the units of t. The first one is at or before t0.
     - `ys`: a tree of arrays `(times, ...)`, the input from each of the times on.
 
     **Raises:** `ValueError` if the numbers of times differ.
@@ -59,9 +59,9 @@ class PiecewiseConstantInterpolation(diffrax.AbstractGlobalInterpolation):
         t1: Real[ArrayLike, ""] | None = None,
         left: bool = False,
     ) -> PyTree[Array]:
-        """The value at t0, or the difference between t1 and t0; with `left` the one before a jump.
+        """The value at t0, or the value at t1 minus that at t0.
 
-        **Arguments:** the times, and the side.
+        **Arguments:** the times, and `left`: whether to take the value before a jump at that time.
 
         **Returns:** a tree like ys without the axis of the times.
 
@@ -80,15 +80,15 @@ class PiecewiseConstantInterpolation(diffrax.AbstractGlobalInterpolation):
 class InputsWithJumps(eqx.Module):
     """A function of t that jumps at known times, at which a solver ends its step.
 
-    Of a plain function a solver sees only the values at its stages. Where nothing else moves its
-    steps become long, and a pulse between two stages is stepped over without a sign of it.
+    A solver evaluates a plain function only at its stages. While nothing else changes, its steps
+    become long, and a pulse that lies between two stages is stepped over without any error.
 
     **Arguments:**
 
     - `fn`: a function of t, whose values broadcast to the state of one sample.
     - `jump_ts`: the times of the jumps, `(jumps,)`, in the units of t.
 
-    **Raises:** `ValueError` if `jump_ts` hasn't one axis.
+    **Raises:** `ValueError` if `jump_ts` doesn't have exactly one axis.
 
     Examples:
         >>> pulse = lambda t: 50.0 * ((t > 150.0) & (t < 150.001))
@@ -125,7 +125,7 @@ def depends_on_time(inputs: Inputs) -> bool:
 
 
 def inputs_at(inputs: Inputs, t: Real[ArrayLike, ""]) -> StateLike | None:
-    """The inputs at the time t; right after it where they jump."""
+    """The inputs at the time t, or right after t if they jump there."""
     if isinstance(inputs, diffrax.AbstractPath):
         return inputs.evaluate(jnp.asarray(t), left=False)
     return inputs(jnp.asarray(t)) if callable(inputs) else inputs
@@ -143,14 +143,14 @@ def with_times_in(inputs: Any, dtype: DTypeLike) -> Any:
 
 
 def values_on_grid(inputs: Inputs) -> PyTree[Array] | None:
-    """The values, time first, of an interpolation whose samples may differ, or None."""
+    """The values of an interpolation on a grid, with the axis of times first; otherwise None."""
     if isinstance(inputs, diffrax.LinearInterpolation | PiecewiseConstantInterpolation):
         return inputs.ys
     return None
 
 
 def split_samples(inputs: Any, x0: PyTree[Array], batch: tuple[int, ...]) -> tuple[Any, Any]:
-    """The inputs of each sample, whose arrays begin with the batch axes, and what all share.
+    """Inputs that differ between samples, with the batch axes first, and inputs that all share.
 
     `equinox.combine` puts the two together.
     """
@@ -178,7 +178,7 @@ def split_samples(inputs: Any, x0: PyTree[Array], batch: tuple[int, ...]) -> tup
 def steps_to_inputs(
     controller: diffrax.AbstractStepSizeController, inputs: Inputs
 ) -> diffrax.AbstractStepSizeController:
-    """The controller, which ends its steps where the inputs jump or bend."""
+    """The controller, modified so that steps end at the times where the inputs jump or bend."""
     bends = jumps = None
     if isinstance(inputs, diffrax.LinearInterpolation):
         bends = inputs.ts
@@ -200,9 +200,9 @@ def steps_to_inputs(
 
 
 class _ConstantSteps(diffrax.AbstractAdaptiveStepSizeController):
-    """Constant steps, which diffrax lets another controller shorten only if they are adaptive."""
+    """Constant steps as an adaptive controller, because diffrax shortens the steps of no other."""
 
-    # For the root finders of implicit solvers that ask for them.
+    # For root finders that use the controller's tolerances.
     rtol: Any = 1e-5  # pyright: ignore[reportIncompatibleVariableOverride]
     atol: Any = 1e-7  # pyright: ignore[reportIncompatibleVariableOverride]
     norm: Callable[[PyTree], Array] = optx.rms_norm
@@ -221,7 +221,7 @@ class _ConstantSteps(diffrax.AbstractAdaptiveStepSizeController):
 
 
 def grid_errors(inputs: Inputs, t0: Array, t1: Array) -> dict[str, Bool[Array, ""]]:
-    """Whether a grid of times isn't increasing, or doesn't reach from t0 to t1."""
+    """Whether a grid of times isn't increasing, and whether it doesn't cover t0 to t1."""
     if isinstance(inputs, InputsWithJumps):
         return {_NOT_FINITE: ~jnp.all(jnp.isfinite(inputs.jump_ts))}
     if not isinstance(inputs, diffrax.AbstractGlobalInterpolation):
@@ -235,5 +235,5 @@ def grid_errors(inputs: Inputs, t0: Array, t1: Array) -> dict[str, Bool[Array, "
 _NOT_FINITE = "Expected finite jump_ts."
 _NOT_INCREASING = "Expected finite, increasing times ts of the inputs."
 _BEYOND_GRID = (
-    "The inputs are given from ts[0] to ts[-1], and the solve begins before that or ends after it."
+    "The inputs are given from ts[0] to ts[-1], but the solve begins earlier or ends later."
 )

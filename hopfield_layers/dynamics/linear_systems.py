@@ -1,10 +1,10 @@
 """Linear systems with the Jacobian of a drive, A = ∂u/∂x = I + S H, S = ∂²E_s/∂g², H = ∂²L/∂x².
 
-In the inner product ⟨a, b⟩ = aᵀ H b the operator A is self-adjoint, as H A = H + H S H is
-symmetric, and at a stable rest it is positive. So conjugate gradients in this inner product solve
-A d = b with one product with A and one with H an iteration, and without a matrix or a basis of
-directions. Units with H = 0 are invisible to the inner product; d = b − S (H d) gives them
-afterwards.
+In the inner product ⟨a, b⟩ = aᵀ H b the operator A is self-adjoint, because H A = H + H S H is
+symmetric, and at a stable fixed point it is positive. Conjugate gradients in this inner product
+therefore solve A d = b with one product with A and one with H for each iteration, without a matrix
+or a basis of directions. The inner product doesn't depend on units with H = 0; d = b − S (H d)
+gives these afterwards.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ class _Iteration(NamedTuple):
     direction: Array
     metric_direction: Array  # H times the direction
     square: Float[Array, ""]  # ⟨residual, residual⟩
-    is_positive: Bool[Array, ""]  # whether the curvature was, in all directions so far
+    is_positive: Bool[Array, ""]  # whether the curvature was positive in all directions so far
     num_steps: Int[Array, ""]
 
 
 class Solution(NamedTuple):
-    """What conjugate gradients came to."""
+    """The result of conjugate gradients."""
 
     value: Float[Array, " n"]
     is_solved: Bool[Array, ""]
@@ -39,9 +39,9 @@ class Solution(NamedTuple):
 def conjugate_gradients(
     operator: Product, metric: Product, b: Float[Array, " n"], rtol: float, max_steps: int
 ) -> Solution:
-    """Solves A d = b for A self-adjoint in ⟨a, b⟩ = aᵀ H b, and says whether the residual is small.
+    """Solves A d = b for A self-adjoint in ⟨a, b⟩ = aᵀ H b; tells whether the residual is small.
 
-    It stops where H or the curvature is not positive along a direction. b = 0 gives 0.
+    It stops if H or the curvature is not positive along a direction. b = 0 gives 0.
     """
     size = jnp.max(jnp.abs(b), initial=0.0)
     size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)

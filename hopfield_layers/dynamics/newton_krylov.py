@@ -1,4 +1,4 @@
-"""Linear and nonlinear equations without matrices, for implicit solvers and derivatives."""
+"""Matrix-free solution of linear and nonlinear equations, for implicit solvers and derivatives."""
 
 import diffrax
 import equinox as eqx
@@ -11,18 +11,18 @@ import optimistix as optx
 def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFinder:
     """Newton's method with GMRES, for the implicit solvers of diffrax: O(D) memory, not O(D²).
 
-    diffrax's own choice forms the D × D Jacobian of D units and factors it at every step, O(D³).
-    This one needs products with the Jacobian only, about as costly as dx/dt itself. A step whose
-    equations it can't solve, with 80 products each, is rejected and made shorter by adaptive Runge–
-    Kutta solvers such as Kvaerno's, and by [`hopfield_layers.relax`][].
+    diffrax's default root finder forms the D × D Jacobian of D units and factors it at every step,
+    O(D³). This one only needs products with the Jacobian, each about as costly as dx/dt. If 80
+    products don't solve an equation, adaptive Runge–Kutta solvers such as Kvaerno's, and
+    [`hopfield_layers.relax`][], reject the step and take a shorter one.
 
     **Arguments:**
 
     - `rtol`: the tolerance of each linear solve, relative to the right-hand side's largest entry.
-    - `restart`: the most directions that GMRES keeps, each of D numbers.
+    - `restart`: the largest number of directions that GMRES keeps, each of D numbers.
 
-    **Returns:** an `optimistix.Newton`, for `diffrax.Kvaerno5` and its kin, whose own tolerances
-    are those of the step size controller.
+    **Returns:** an `optimistix.Newton`, for diffrax's implicit solvers such as `diffrax.Kvaerno5`.
+    Its own tolerances are those of the step size controller.
 
     **Raises:** `ValueError` for a restart below 1.
 
@@ -46,15 +46,15 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
 def with_tolerances_of(
     controller: diffrax.AbstractStepSizeController, solver: diffrax.AbstractSolver
 ) -> diffrax.AbstractSolver:
-    """`solver`, with the controller's tolerances for its equations where it has none of its own."""
+    """`solver`, with the controller's tolerances for its equations unless it has its own."""
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
     finder = solver.root_finder
     missing = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is _FROM_CONTROLLER]
     if missing and not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         raise ValueError(
-            "Constant steps have no tolerances for the equations of an implicit solver: give its "
-            "root finder rtol, atol and norm."
+            "Constant steps have no tolerances for the equations of an implicit solver: pass rtol, "
+            "atol and norm to its root finder."
         )
     for name in missing:
         solver = eqx.tree_at(
@@ -63,25 +63,25 @@ def with_tolerances_of(
     return solver
 
 
-# What diffrax puts in the place of tolerances that are to be the controller's.
+# The marker of diffrax for tolerances that are those of the controller.
 _FROM_CONTROLLER = diffrax.with_stepsize_controller_tols(optx.Newton)().rtol
 
 
 class Krylov(lx.AbstractLinearSolver):
     """GMRES with a tolerance relative to the right-hand side's largest entry.
 
-    That of lineax is relative to each entry, which entries of 0 cannot meet.
+    The tolerance of `lineax.GMRES` is relative to each entry, which entries of 0 cannot satisfy.
     """
 
     gmres: lx.GMRES
 
     def __init__(self, rtol: float, restart: int, cycles: int):
-        """GMRES keeps `restart` directions in each of its cycles."""
-        # lineax counts the first residual as a cycle, and needs another to see that it is done.
+        """GMRES with `cycles` cycles, each of which keeps `restart` directions."""
+        # lineax counts the first residual as a cycle, and needs one more to find that it is done.
         self.gmres = lx.GMRES(rtol, rtol, restart=restart, max_steps=cycles + 2)
 
     def compute(self, state, vector, options):
-        """That of GMRES, for the vector divided by its size."""
+        """The solution by GMRES for the vector divided by its size, multiplied by this size."""
         if sum(v.size for v in jax.tree.leaves(vector)) == 0:
             return vector, lx.RESULTS.successful, {}
         size = lx.internal.max_norm(vector)
@@ -90,7 +90,7 @@ class Krylov(lx.AbstractLinearSolver):
         solution, result, _ = self.gmres.compute(state, unit, options)
         return jax.tree.map(lambda v: v * size, solution), result, {}
 
-    # These of GMRES do not depend on its fields.
+    # These methods of GMRES do not depend on its fields.
     init = lx.GMRES.init
     transpose = lx.GMRES.transpose
     conj = lx.GMRES.conj

@@ -29,18 +29,18 @@ from .state_trees import tree_where
 
 
 class Relaxation(eqx.Module):
-    """What [`hopfield_layers.relax`][] returns; one of each per sample.
+    """The result of [`hopfield_layers.relax`][]. Each attribute has one value per sample.
 
     **Attributes:**
 
-    - `x`: the state it came to, of the structure and shapes of x0.
-    - `energy`: E − Σ I·g there.
-    - `residual`: the largest |τ dx/dt| of all units there, in the units of x.
+    - `x`: the final state, of the structure and shapes of x0.
+    - `energy`: E − Σ I·g at x.
+    - `residual`: the largest |τ dx/dt| of all units at x, in the units of x.
     - `converged`: whether |τ dx/dt| is within the tolerance in every unit.
     - `time`: the time t that the flow took, in the units of τ, or None if no flow was followed.
-    - `num_steps`: the steps it took, rejected ones included; of `BlockUpdates` the sweeps.
+    - `num_steps`: the number of steps, including rejected ones; for `BlockUpdates`, of sweeps.
 
-    x and the energy have derivatives; those of the others are 0.
+    Only x and the energy have derivatives; those of the other attributes are 0.
 
     Examples:
         >>> rest = hl.relax(hl.TanhLayer(3), jnp.ones((5, 3)))
@@ -74,60 +74,62 @@ def relax(
 ) -> Relaxation:
     """Brings a model to rest downhill of x0: |τ dx/dt| < tol in every unit.
 
-    The default, [`hopfield_layers.BlockUpdates`][], doesn't follow the flow. Where it comes to rest
-    the energy is at most that of x0, but it may be another attractor than the flow's own. Where
+    The default, [`hopfield_layers.BlockUpdates`][], doesn't follow the flow. Its fixed point has at
+    most the energy of x0, but may be another attractor than the one to which the flow leads. Where
     basins of attraction matter, follow the flow τ dx/dt = −∂E/∂g in steps of a given accuracy:
     `solver=ETD2RK(), stepsize_controller=diffrax.PIDController(1e-3, 1e-3), dt0=0.1`.
 
-    Each unit is measured by itself and in units of τ dx/dt, so that one large or slow unit can't
-    hide another, and each sample of a batch ends by itself.
+    The tolerance holds for τ dx/dt of each unit separately, so that one large or slow unit can't
+    hide another, and each sample of a batch stops independently.
 
     The derivative of the result, forward or reverse, with respect to parameters, inputs and clamped
-    values is that of the fixed point, by the implicit function theorem: dx* solves
-    (I + S H) dx* = −∂u/∂θ dθ, with S = ∂²E_s/∂g² and H = ∂²L/∂x², without matrices and without the
-    steps: by conjugate gradients in the inner product aᵀHb, in which the system is symmetric, and
-    by GMRES where that fails, as at a saddle. For `flow="activation"` it is exact, and 0 with
-    respect to free units of x0. For `flow="state"` the derivatives of g* and of the energy are
-    exact where u = 0, or where H u = 0 in a neighbourhood of x (a softmax's row, a dead ReLU). x*
-    itself also depends on what H can't move of x0 (the mean of the row, the dead unit), which its
-    derivative ignores; and with a clamp a Lagrangian of your own must declare its `coupled_axes`,
-    see [`hopfield_layers.as_lagrangian`][]. Where a sample didn't converge the derivative means
-    nothing, but a cotangent of 0 gives 0 there: masked out of a loss, it is out of the gradient.
+    values is that of the fixed point x*, by the implicit function theorem: dx* solves
+    (I + S H) dx* = −∂u/∂θ dθ, with S = ∂²E_s/∂g² and H = ∂²L/∂x². This needs no matrices and no
+    stored steps. The system is solved by conjugate gradients in the inner product aᵀHb, in which it
+    is symmetric, and by GMRES where that fails, as at a saddle. For `flow="activation"` the
+    derivative is exact, and 0 with respect to free units of x0. For `flow="state"` the derivatives
+    of g* and of the energy are exact where u = 0, or where H u = 0 in a neighbourhood of x* (a
+    softmax's row, a dead ReLU). x* itself also depends on the part of x0 that H can't move (the
+    mean of the row, the dead unit), which its derivative ignores; and with a clamp a
+    Lagrangian of your own must declare its `coupled_axes`, see
+    [`hopfield_layers.as_lagrangian`][]. The derivative of a sample that didn't converge is
+    meaningless, but a cotangent of 0 gives 0, so that a loss may mask the sample out.
 
     **Arguments:**
 
-    - `model`, `x0`, `flow`, `clamp`: as for [`hopfield_layers.solve`][]. Clamped units don't count
-        as moving.
+    - `model`, `x0`, `flow`, `clamp`: as for [`hopfield_layers.solve`][]. Clamped units count as
+        being at rest.
     - `inputs`: the external input I, a tree of arrays that broadcast to x0.
     - `tol`: the bound on |τ dx/dt|, in the units of x, greater than 0. By default ε^(2/3)·(1 + |x|)
         for each unit, 4e-11 in float64 and 2e-5 in float32, ε being the dtype's.
     - `solver`: a [`hopfield_layers.BlockUpdates`][], or any diffrax solver of a single `ODETerm`,
-        which follows the flow. By default the former; for the state flow `diffrax.ImplicitEuler`
-        with [`hopfield_layers.newton_krylov`][]; and [`hopfield_layers.ETD2RK`][] where one of the
-        next two is given.
-    - `stepsize_controller`: a controller of diffrax that does not step to given times, for every
-        step begins at t = 0. By default [`hopfield_layers.energy_descent`][] of
+        which follows the flow. By default `BlockUpdates` for the activation flow, or
+        [`hopfield_layers.ETD2RK`][] if a `stepsize_controller` or `dt0` is given; for the state
+        flow `diffrax.ImplicitEuler` with [`hopfield_layers.newton_krylov`][].
+    - `stepsize_controller`: a controller of diffrax that does not step to given times, because
+        every step begins at t = 0. By default [`hopfield_layers.energy_descent`][] of
         `diffrax.PIDController(rtol=0.1, atol=0.1)`, or of constant steps for a solver without an
         error estimate.
-    - `dt0`: the first step, in the units of t. By default 100 times the largest τ, or for constant
-        steps the smallest.
-    - `max_steps`: the most steps to take, each about as costly as ∂E/∂g and E for `BlockUpdates`.
+    - `dt0`: the first step, in the units of t. By default 100 times the largest τ; for constant
+        steps the smallest τ.
+    - `max_steps`: the largest number of steps. A step of `BlockUpdates` costs about one evaluation
+        of ∂E/∂g and one of E.
     - `batch_size`: the samples that are relaxed at a time, as in `jax.lax.map`; by default all.
     - `progress_meter`: one of diffrax, which shows the share of `max_steps` that was taken.
-    - `throw`: whether a sample that didn't arrive is an error, or one without a derivative, or an
-        x0 that isn't finite. Without it the program calls nothing on the host and can be exported
-        by `jax.export`.
+    - `throw`: whether to raise errors for samples that didn't converge or have no derivative, and
+        for an x0 that isn't finite. With `throw=False` the program calls no Python, so that
+        `jax.export` can export it.
 
     **Returns:** a [`hopfield_layers.Relaxation`][], whose arrays begin with the batch axes of x0.
 
     **Raises:** `ValueError` for tol ≤ 0 or dt0 ≤ 0, for steps to given times, for inputs that
-    depend on t, for `BlockUpdates` of the state flow, and as [`hopfield_layers.solve`][] for x0,
+    depend on t, for `BlockUpdates` of the state flow, and as in [`hopfield_layers.solve`][] for x0,
     masks and inputs. With `throw=True`, `RuntimeError` for samples that ran out of steps, for an
-    energy without lower bound and for what leaves the range of the dtype. Where an outer jit hides
-    the values it is an error at run time, which `equinox.filter_jit` shows as an
-    `equinox.EquinoxRuntimeError`, and on several devices NaN, as for `solve`.
+    energy without lower bound and for values beyond the range of the dtype. Under an outer jit,
+    which hides the values, it is an error at run time, which `equinox.filter_jit` raises as an
+    `equinox.EquinoxRuntimeError`; on several devices the results are NaN, as for `solve`.
 
-    A batch that is divided among devices stays so, as in `solve`.
+    A batch that is divided among devices stays divided, as in `solve`.
 
     Source: Krotov & Hopfield, arXiv:2008.06996; Bai, Kolter & Koltun, "Deep equilibrium models",
     arXiv:1909.01377, for the derivative.
@@ -178,7 +180,7 @@ def _check_positive(numbers: dict[str, Any]) -> None:
 
 @problems.flat_jit
 def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter, throw):
-    """The samples at rest, which of them have no lower bound, and what went wrong."""
+    """The relaxed samples, which of them have an energy without lower bound, and the errors."""
     problem = InitialValueProblem(arguments)
     dtype, errors = problem.dtype, problems.not_finite_error(problem.x0)
     for name, number in numbers.items():
@@ -187,7 +189,7 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
         errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
     errors = Errors.of(errors)
     if throw:
-        # From NaN no step is taken.
+        # No step is taken from NaN.
         x0 = tree_where(errors.index < 0, problem.x0, jax.tree.map(nan_like, problem.x0))
         problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
     tol, default = numbers.get("tol"), float(jnp.finfo(dtype).eps) ** (2 / 3)
@@ -204,7 +206,7 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
         search = ft.partial(Updates, method=solver, **options)
     else:
         raise ValueError(
-            'BlockUpdates are for flow="activation", and take no stepsize_controller or dt0.'
+            'BlockUpdates are for flow="activation", without a stepsize_controller or dt0.'
         )
 
     def relax_sample(field, x0):
@@ -232,12 +234,12 @@ def _with_details(
     arguments: ProblemArguments,
     max_steps: int,
 ) -> str:
-    """The message with the samples and the unit that it is about."""
+    """The message, completed with the samples and the unit concerned."""
     unconverged = known_values(~rest.converged)
     if message == _DIVERGED.format(details=""):
         diverged = unconverged & np.isinf(known_values(rest.residual))
         return _DIVERGED.format(details=of_samples(diverged))
-    # Under jax.jvp the values are known, but they carry tangents.
+    # Under jax.jvp the values are known, but have tangents.
     model, _, flow, clamp, inputs = arguments
     x, field = without_derivatives((rest.x, EnergyFlow(model, flow, clamp, inputs)))
     if message == _UNBOUNDED.format(details="a unit"):
@@ -258,7 +260,7 @@ def _with_details(
 
 
 def _largest_unit(tree: PyTree[Array], samples: np.ndarray) -> tuple[str, float]:
-    """The unit of these samples with the largest entry, as one would index the state, and that."""
+    """The largest entry of these samples, and its unit, written as an index into the state."""
 
     def size(leaf):
         mask = samples.reshape(samples.shape + (1,) * (leaf.ndim - samples.ndim))
@@ -271,18 +273,18 @@ def _largest_unit(tree: PyTree[Array], samples: np.ndarray) -> tuple[str, float]
     return unit, float(np.max(leaf, initial=0))
 
 
-_RETURNS = "With throw=False it returns what it reached."
+_RETURNS = "With throw=False it returns the last state."
 _DIVERGED = (
-    "relax came to no rest{details}: dx/dt is NaN or leaves the range of the dtype, because x0, "
-    f"the inputs or the model's parameters do. {_RETURNS}"
+    "relax did not converge{details}: dx/dt is NaN or leaves the range of the dtype, because x0, "
+    f"the inputs or the model's parameters are too large or NaN. {_RETURNS}"
 )
 _UNBOUNDED = (
-    "relax came to no rest: {details} grows without end, because the energy has no lower bound. "
+    "relax did not converge: {details} grows without end, because the energy has no lower bound. "
     "Bound the activations of this layer, or the weights of the synapses that join it. "
     f"{_RETURNS}"
 )
 _UNCONVERGED = (
-    "relax did not bring every unit to rest{details}. Allow more max_steps or a larger tol; solve "
-    "in float64; or follow the flow, for stiff models with "
+    "relax did not bring every unit to rest{details}. Allow more max_steps or a larger tol; use "
+    "float64; or follow the flow, for stiff models with "
     f"solver=diffrax.Kvaerno3(root_finder=hopfield_layers.newton_krylov()). {_RETURNS}"
 )

@@ -1,13 +1,13 @@
 """The derivative of a solution by replaying its steps.
 
 The solution is found without derivatives, and the times of its accepted steps are kept. Given these
-it is a plain composition of steps, which is differentiated from the last one to the first. As in
-diffrax, the sizes of the steps are not differentiated; but a step that ends where a linear
-interpolation bends moves with that time. All samples are replayed together, so that the derivative
-of a parameter that they share is summed as it arises, in float32 at least.
+times the solution is a plain composition of steps, which is differentiated from the last step to
+the first. As in diffrax, the sizes of the steps are not differentiated; but if a step ends where a
+linear interpolation bends, its end depends on that time. All samples are replayed together, so that
+the derivative of a parameter that they share is summed step by step, in float32 at least.
 
-Memory: every √max_steps-th state is kept, and the states between two of these while they are
-replayed.
+Memory: every √max_steps-th state is kept, and while the steps between two of these are replayed,
+the states between them too.
 """
 
 import math
@@ -31,7 +31,7 @@ from .straight_line import StraightLine
 
 
 class Replay(eqx.Module):
-    """How a solution was found: all but what it is differentiated by."""
+    """How a solution was found, except for what it is differentiated with respect to."""
 
     solver: diffrax.AbstractSolver
     term_of: Callable[[EnergyFlow], diffrax.ODETerm] = eqx.field(static=True)
@@ -41,11 +41,11 @@ class Replay(eqx.Module):
 
     @property
     def stride(self) -> int:
-        """The number of steps from one state that is kept to the next."""
+        """The number of steps between two states that are kept."""
         return math.isqrt(max(self.max_steps, 1) - 1) + 1
 
     def record(self) -> diffrax.SaveAt:
-        """Saves the times of the steps and every so many states, besides what was asked for."""
+        """Saves the times of the steps and every `stride`-th state, besides what was asked for."""
         saveat = diffrax.SubSaveAt(t0=self.saves_t0, t1=self.saves_t1)
         times = diffrax.SubSaveAt(steps=1, fn=lambda t, y, args: None)
         states = diffrax.SubSaveAt(steps=self.stride)
@@ -55,10 +55,10 @@ class Replay(eqx.Module):
 def can_replay(
     solver: Any, controller: Any, saveat: diffrax.SaveAt, max_steps: int | None, inputs: Any
 ) -> bool:
-    """Whether the steps depend on nothing but the state, and only the two ends are saved."""
+    """Whether the steps depend on the state alone, and only the two ends are saved."""
     is_stateless = isinstance(solver, StraightLine | AbstractExponential | diffrax.Euler)
-    # Each step has to begin where the one before it has ended. After a jump it doesn't, and other
-    # controllers are free to leave gaps.
+    # Each step has to begin where the previous one ended. After a jump it doesn't, and controllers
+    # other than these may leave gaps.
     if is_descent(controller):
         controller = controller.controller
     has_gaps = isinstance(inputs, PiecewiseConstantInterpolation | InputsWithJumps)
@@ -75,7 +75,7 @@ def can_replay(
 
 
 def saves_states(sub: diffrax.SubSaveAt) -> bool:
-    """Whether states are saved, and not some function of them."""
+    """Whether states are saved, rather than a function of them."""
     return sub.fn is diffrax.SubSaveAt(t1=True).fn
 
 
@@ -152,7 +152,7 @@ class _Steps(eqx.Module):
 
     @property
     def arrays(self) -> PyTree:
-        """What the field is differentiated by."""
+        """The arrays of the field with respect to which it is differentiated."""
         return eqx.filter(self.problem.field, eqx.is_inexact_array)
 
     def interval(self, i: Array) -> tuple[Array, Array]:
@@ -182,9 +182,9 @@ class _Steps(eqx.Module):
         return problem.map(of_sample, start, end)
 
     def moving(self, inputs: Any, t: Array) -> Array:
-        """t, with the derivative of the time at which a linear interpolation bends, if it is one.
+        """t, which if a linear interpolation bends there has the derivative of that time.
 
-        The steps to and from a bend see different slopes, and only together they are right.
+        The derivative is the sum of those of the two steps that meet at the bend.
         """
         if not isinstance(inputs, diffrax.LinearInterpolation):
             return t
@@ -255,7 +255,7 @@ class _Steps(eqx.Module):
 
 
 def _filled(cotangents: PyTree, like: PyTree[Array], num_axes: int) -> PyTree[Array]:
-    """The cotangents, the axis of what was saved first, with 0 for those that are missing."""
+    """The cotangents, with the axis of saved times first, and 0 for those that are missing."""
 
     def fill(cotangent, x):
         if cotangent is None:

@@ -1,4 +1,4 @@
-"""What a relaxation seeks, and the loop in which it does."""
+"""Tolerances and results of relaxations, and the loop over their steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -42,7 +42,7 @@ class Tolerance(eqx.Module):
 
 
 def limit_of(x: PyTree[Array]) -> Array:
-    """The size beyond which x is taken to grow without end, as the energy has no lower bound."""
+    """The size of x beyond which the energy is assumed to have no lower bound."""
     sizes = [float(jnp.finfo(leaf.dtype).max) ** 0.45 for leaf in jax.tree.leaves(x)]
     return jnp.maximum(min(sizes), 1e3 * largest(x))
 
@@ -58,7 +58,7 @@ def known_values(x: Array | np.ndarray) -> np.ndarray:
 
 
 def of_samples(mask: Bool[ArrayLike, "*batch"]) -> str:
-    """The part of an error message that names the samples of a mask, nothing without batch axes."""
+    """The part of an error message that lists the samples of a mask; empty without batch axes."""
     mask = np.asarray(mask)
     if mask.ndim == 0:
         return ""
@@ -75,7 +75,7 @@ def until_rest(
     max_steps: int,
     meter: diffrax.AbstractProgressMeter,
 ) -> _State:
-    """Takes steps while they are allowed, and shows which share of them was taken.
+    """Takes steps while `is_moving`, up to `max_steps`, and shows the share of these on `meter`.
 
     The last entry of a state is the number of steps.
     """

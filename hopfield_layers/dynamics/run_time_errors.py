@@ -1,9 +1,9 @@
 """Errors that depend on the values of arrays.
 
-Where the values are known, Python raises them. Under an outer transformation they are not, and the
-compiled program has to call Python. A program for several devices can't: the other devices would
-wait for the one that fails, until the process is aborted (Equinox issue 1232). There the results
-are NaN instead.
+Where the values are known, Python raises the errors. Under an outer transformation the values are
+unknown, and the compiled program has to call Python. A program for several devices can't do so: the
+other devices would wait for the one that fails, until the process is aborted (Equinox issue 1232).
+There the results are NaN instead.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,15 +24,15 @@ _T = TypeVar("_T")
 
 
 class Errors(eqx.Module):
-    """The errors that a program may find, and the first of them that it found."""
+    """The messages of the errors that a program checks for, and the index of the first it found."""
 
     messages: tuple[str, ...] = eqx.field(static=True)
     index: Int[Array, ""]  # −1 for none
 
     @classmethod
     def of(cls, flags: Mapping[str, Bool[Array, ""]]) -> "Errors":
-        """From flags by message."""
-        # The last flag is that of no error.
+        """The errors of a dict from messages to flags, which are True for an error."""
+        # The last flag stands for no error.
         failed = jnp.array([*flags.values(), True])
         first = jnp.argmax(failed)
         return cls(tuple(flags), jnp.where(first == len(flags), -1, first))
@@ -44,13 +44,13 @@ class Errors(eqx.Module):
 
     @property
     def first(self) -> str | None:
-        """The message of the error, or None if there is none or if that isn't known yet."""
+        """The message of the error, or None if there is none or its value is traced."""
         if isinstance(self.index, Tracer) or (index := int(self.index)) < 0:
             return None
         return self.messages[index]
 
     def raised_in(self, tree: _T) -> _T:
-        """`tree`, or at run time the error."""
+        """`tree`, or at run time the error if there is one."""
         if not isinstance(self.index, Tracer):
             return tree
         index = eqxi.unvmap_max(self.index)
@@ -66,8 +66,8 @@ def unless(
 ) -> _T:
     """`tree`, or the error that `raise_error(failed, *arguments)` raises if `failed` is True.
 
-    `raise_error` returns 1 otherwise. In a program for several devices NaN takes the place of an
-    error.
+    `raise_error` returns 1 otherwise. A program for several devices returns NaN instead of raising
+    the error.
     """
 
     def nan(failed: Array, *_: Array) -> Array:

@@ -1,9 +1,9 @@
 """The smallest eigenvalues of A = ∂u/∂x = I + S H on the range of H.
 
 S = ∂²E_s/∂g² and H = ∂²L/∂x². The linearised activation flow is τ dv/dt = −A v. H A is
-symmetric, so A has real eigenvalues on the range of H, those of I + H^½ S H^½, and a state at
-rest is stable if they are positive. What H can't move (a dead unit, the mean of a softmax's row)
-has the eigenvalue 1.
+symmetric, so A has real eigenvalues on the range of H, those of I + H^½ S H^½, and a fixed point is
+stable if they are positive. Directions that H can't move (a dead unit, the mean of a softmax's row)
+have the eigenvalue 1.
 """
 
 import jax
@@ -17,16 +17,16 @@ from .state_trees import like_state
 
 
 _T0 = 0.0
-MAX_DENSE = 256  # units, up to which the matrices are formed
-NUM_DIRECTIONS = 100  # of the Krylov space for more units
+MAX_DENSE = 256  # the largest number of units for which the matrices are formed
+NUM_DIRECTIONS = 100  # the dimension of the Krylov space for more units
 
 
 def smallest_eigenvalues(field: EnergyFlow, x: PyTree[Array], count: int) -> Float[Array, " count"]:
-    """Those of A at one sample, in ascending order; infinite ones where H has a smaller rank.
+    """The smallest of A for one sample, in ascending order, and ∞ where the rank of H is smaller.
 
-    Clamped units don't move, so they are left out. The matrices are formed for 256 units at most.
-    For more it is Lanczos' method in the inner product aᵀ H b, which finds an eigenvalue once
-    however many directions have it.
+    Clamped units are left out, as they don't move. The matrices are formed for up to 256 units. For
+    more units Lanczos' method is used in the inner product aᵀ H b. It finds a multiple eigenvalue
+    only once.
     """
     flat, unravel = ravel_pytree(x)
     free = jnp.ones_like(flat)
@@ -48,7 +48,7 @@ def smallest_eigenvalues(field: EnergyFlow, x: PyTree[Array], count: int) -> Flo
 
 
 def _dense(A: Product, H: Product, like: Float[Array, " n"]) -> Float[Array, " n"]:
-    """All eigenvalues: those of D^½ Vᵀ A V D^−½ with H = V D Vᵀ, where D > 0."""
+    """All eigenvalues: those of D^½ Vᵀ A V D^−½ with H = V D Vᵀ, for the columns with D > 0."""
     basis = jnp.eye(like.size, dtype=like.dtype)
     rows = jax.vmap(H)(basis)
     sizes, V = jnp.linalg.eigh((rows + rows.T) / 2)
@@ -57,20 +57,20 @@ def _dense(A: Product, H: Product, like: Float[Array, " n"]) -> Float[Array, " n
     products = V.T @ jax.vmap(A, in_axes=1, out_axes=1)(V)
     matrix = roots[:, None] * products / roots
     matrix = jnp.where(inside[:, None] & inside, (matrix + matrix.T) / 2, 0)
-    # What lies outside the range is put above all others, so that the sorted values begin within.
+    # Values outside the range of H are set above all others, so that they are sorted to the end.
     outside = 1 + 2 * jnp.max(jnp.sum(jnp.abs(matrix), axis=1), initial=0)
     values = jnp.linalg.eigvalsh(matrix + jnp.diag(jnp.where(inside, 0, outside)))
     return jnp.where(jnp.arange(like.size) < jnp.sum(inside), values, jnp.inf)
 
 
 def _lanczos(A: Product, H: Product, like: Float[Array, " n"]) -> Float[Array, " directions"]:
-    """Eigenvalues of A on the Krylov space of a random vector, whose basis is kept orthogonal."""
+    """Eigenvalues of A on the Krylov space of a random vector, with full orthogonalization."""
     size = NUM_DIRECTIONS
     eps = jnp.finfo(like.dtype).eps
     start = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
 
     def orthogonal(v: Array, basis: Array) -> Array:
-        # Twice is enough (Kahan & Parlett), in the inner product aᵀ H b.
+        # Orthogonalizing twice, in the inner product aᵀ H b, is enough (Kahan & Parlett).
         for _ in range(2):
             v = v - basis.T @ (basis @ H(v))
         return v

@@ -1,4 +1,4 @@
-"""Trees of a state's structure: clamps and inputs in its shapes, sums and selections."""
+"""Trees with the structure of a state: clamps, inputs, sums and selections."""
 
 from typing import Literal, TypeVar
 
@@ -19,16 +19,16 @@ Masks = PyTree[Bool[Array, "..."]]
 
 
 class Clamp(eqx.Module):
-    """Masks of the units that keep their values, which are checked here and nowhere else.
+    """Masks of the units that keep their values. They are checked here and nowhere else.
 
-    Under the activation flow the energy may rise if a unit is held whose activation depends on one
-    that is free: such masks are an error.
+    Under the activation flow the energy may rise if the activation of a held unit depends on a free
+    unit: such masks are an error.
     """
 
     held: Masks
 
     def __init__(self, model: AbstractEnergyModel, flow: Flow, masks: StateLike):
-        # Concrete masks are checked now, also while an outer function is traced.
+        # Concrete masks are checked now, even while an outer function is traced.
         with jax.ensure_compile_time_eval():
             self.held = jax.tree.map(_as_mask, masks)
             dependent = jax.tree.leaves(self.dependent(model))
@@ -41,7 +41,7 @@ class Clamp(eqx.Module):
             raise ValueError(_SPLITS)
 
     def dependent(self, model: AbstractEnergyModel) -> Masks:
-        """The free units whose activation depends on a held one, by default on any in its array."""
+        """The free units whose activation depends on a held unit, by default any of its array."""
 
         def coupled_in_arrays(held):
             x = jax.tree.map(lambda held: jax.ShapeDtypeStruct(held.shape, float), held)
@@ -62,7 +62,7 @@ class Clamp(eqx.Module):
 _SPLITS = (
     "clamp holds some but not all of the units that a Lagrangian couples, such as a part of a "
     "softmax's row: under the activation flow the energy could then rise. Hold whole rows, or "
-    'follow flow="state". A Lagrangian or a model of your own declares which units it couples, see '
+    'use flow="state". A Lagrangian or model of your own can declare which units it couples, see '
     "as_lagrangian(fn, coupled_axes=...) and AbstractEnergyModel."
 )
 
@@ -80,7 +80,10 @@ def _as_mask(leaf: ArrayLike) -> Array:
 def like_state(
     x: PyTree[AnyArray], tree: StateLike | None, name: Literal["clamp", "inputs"]
 ) -> PyTree[Array]:
-    """A clamp, or inputs in x's dtypes, in its structure and shapes; layers left out get zeros."""
+    """A clamp or inputs with the structure and shapes of x; layers that are left out get zeros.
+
+    Inputs also get the dtypes of x.
+    """
     structure = jax.tree.structure(x)
     if isinstance(x, dict) and isinstance(tree, dict) and set(tree) < set(x):
         tree = jax.tree.map(lambda _: False, x) | tree
@@ -99,7 +102,7 @@ def like_state(
 
 
 def sum_over_units(terms: PyTree[Array], like: Array) -> Array:
-    """The sum over all units of each sample, of the shape of `like`, that of the batch axes."""
+    """The sum over all units of each sample. `like` has the shape of the batch axes."""
     sums = [jnp.sum(x, axis=tuple(range(like.ndim, x.ndim))) for x in jax.tree.leaves(terms)]
     return sum(sums, start=jnp.zeros_like(like))
 

@@ -1,8 +1,8 @@
 """Explicit Runge–Kutta steps as straight-line code.
 
-diffrax runs the stages of a step in a loop, which writes each to a buffer and reads all of them. On
-a CPU a step of the same tableau without that loop takes about half the time. The derivative with
-respect to a step needs no loop either. If diffrax unrolls the stages by itself, this file can go.
+diffrax runs the stages of a step in a loop, which writes each stage to a buffer and reads all of
+them. On a CPU a step of the same tableau without that loop takes about half the time, and the
+derivative of a step needs no loop either. Once diffrax unrolls the stages, this file can go.
 """
 
 import functools as ft
@@ -49,7 +49,7 @@ class StraightLine(diffrax.AbstractAdaptiveSolver):
         return tableau
 
     def _reuses(self, terms, t0, t1, y0, args):
-        """Whether the last stage, at x₁, is the first of the next step: unless f is expensive."""
+        """Whether the last stage, at x₁, is reused as the first stage of the next step."""
         return self._tableau.fsal and not terms.is_vf_expensive(t0, t1, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
@@ -64,7 +64,7 @@ class StraightLine(diffrax.AbstractAdaptiveSolver):
         def product(f):
             return terms.prod(f, control) if reuses else f
 
-        # Traced once for all stages.
+        # Trace the rates once for all stages.
         rates = eqx.filter_closure_convert(rates, t0, y0)
         f = solver_state if reuses else rates(t0, y0)
         if reuses and made_jump is not False:
@@ -94,7 +94,7 @@ def _combination(weights: np.ndarray, ks: Sequence[PyTree[Array]]) -> PyTree[Arr
 
 
 def straight_line(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
-    """The solver, with an unrolled step if it is one of diffrax's explicit Runge–Kutta methods."""
+    """The solver, with unrolled steps if it is one of diffrax's explicit Runge–Kutta methods."""
     is_stock = getattr(type(solver), "step", None) is diffrax.AbstractERK.step
     is_single = isinstance(getattr(solver, "tableau", None), diffrax.ButcherTableau)
     if isinstance(solver, diffrax.AbstractERK) and is_stock and is_single:

@@ -1,4 +1,4 @@
-"""What a Lagrangian is, and what the library's own share: conversions and parameter checks."""
+"""The abstract classes of Lagrangians, with the conversions and parameter checks they share."""
 
 import abc
 import dataclasses
@@ -20,7 +20,7 @@ from .._numerics.floors import clipped, SMALLEST
 
 
 # Domains of numeric fields. `above` is checked at construction. At run time a value below `floor`
-# (or the field `min_<name>`) is replaced by it, and one above `ceiling` likewise.
+# (or below the field `min_<name>`) is replaced by that bound, and a value above `ceiling` by it.
 FINITE = {"above": -math.inf}
 POSITIVE = {"above": 0.0, "floor": SMALLEST}
 ABOVE_1 = {"above": 1.0, "floor": 1 + 1e-6}
@@ -70,7 +70,7 @@ class AbstractLagrangian(eqx.Module):
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
         """The axes of a state of `ndim` axes along which gᵢ depends on xⱼ, j ≠ i.
 
-        `()` if g acts on each unit alone, `tuple(range(ndim))` if on all units together.
+        `()` if each gᵢ depends on xᵢ alone, `tuple(range(ndim))` if it depends on all units.
         """
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class AbstractLagrangian(eqx.Module):
 class AbstractWideLagrangian(AbstractLagrangian):
     """A Lagrangian whose formulas are pure functions of a state z in float32 or wider.
 
-    The public methods convert a state of any real dtype and give results of its dtype. In the
+    The public methods convert a state of any real dtype and return results of that dtype. In the
     formulas the scalar parameters have the dtype of z, and are within their domains.
     """
 
@@ -136,7 +136,7 @@ class AbstractWideLagrangian(AbstractLagrangian):
 
     def _converted(self, formula: Callable[[Array], Array], x: ArrayLike) -> Array:
         x = as_float(x)
-        # Called for its check alone: it raises an error for an axis that x doesn't have.
+        # Only called for its check, which raises an error for an axis that x doesn't have.
         self.coupled_axes(x.ndim)
         return formula(widened(x)).astype(x.dtype)
 
@@ -177,7 +177,7 @@ class PureLagrangian(NamedTuple):
 
 
 def pure(lagrangian: AbstractLagrangian) -> PureLagrangian:
-    """The formulas behind the public methods, or for a user's own Lagrangian the methods."""
+    """The formulas of one of our Lagrangians, or the public methods of a user's Lagrangian."""
     if isinstance(lagrangian, AbstractWideLagrangian):
         return PureLagrangian(lagrangian._value, lagrangian._activation, lagrangian._energy)
     return PureLagrangian(lagrangian.__call__, lagrangian.activation, lagrangian.energy)

@@ -15,7 +15,7 @@ from .base import AbstractLagrangian, AbstractWideLagrangian
 
 
 class CallableLagrangian(AbstractWideLagrangian):
-    """A convex callable; its activation and energy come by automatic differentiation."""
+    """A convex callable, with activation and energy by automatic differentiation."""
 
     leaves: PyTree
     static: PyTree = eqx.field(static=True)
@@ -36,7 +36,7 @@ class CallableLagrangian(AbstractWideLagrangian):
     def _energy_terms(self, z):
         value, g = jax.value_and_grad(self._value_terms)(z)
         product = jnp.sum(z * g)
-        # Where both overflow, E does so too: the callable then grows faster than |x|.
+        # Where both overflow, so does E, because the callable grows faster than |x| there.
         overflows = (product == jnp.inf) & (value == jnp.inf)
         return jnp.where(overflows, jnp.inf, product - value)
 
@@ -58,22 +58,24 @@ def as_lagrangian(
 ) -> AbstractLagrangian:
     """Makes a Lagrangian of a plain convex callable; a Lagrangian is returned as it is.
 
-    g = ∇fn(x) and E = Σ x·g − fn(x) come by automatic differentiation, as accurate as `fn` and its
-    derivative. In a callable that is a pytree (an `eqx.Module`, a `jax.tree_util.Partial`), arrays
-    are trainable parameters; floats are saved and loaded with them, and stay Python numbers under
-    `equinox.filter_jit`. A function is compared by identity, so a new lambda is compiled again.
+    g = ∇fn(x) and E = Σ x·g − fn(x) are computed by automatic differentiation, as accurately as
+    `fn` and its derivative. If the callable is a pytree (an `eqx.Module`, a
+    `jax.tree_util.Partial`), its arrays are trainable parameters; floats are saved and loaded with
+    them, and stay Python numbers under `equinox.filter_jit`. Functions are compared by identity, so
+    that a new lambda is compiled again.
 
     **Arguments:**
 
     - `fn`: a convex function from a state of any shape to a real scalar.
     - `coupled_axes`: the axes along which gᵢ depends on other xⱼ: `()` for a sum of terms per unit,
-        `(-1,)` for a sum of terms per row. By default all of them, so that a clamp holds all units
+        `(-1,)` for a sum of terms per row. By default all axes, so that a clamp must hold all units
         of a layer or none.
 
     **Returns:** A [`hopfield_layers.AbstractLagrangian`][], a valid argument of `jax.jit`.
 
-    **Raises:** `TypeError` if `fn` is not callable or a layer, or `coupled_axes` is no tuple of
-    axes; `ValueError` when `fn` returns no real scalar or the state doesn't have the axes.
+    **Raises:** `TypeError` if `fn` is a layer or not callable, or `coupled_axes` is not a tuple of
+    axes; when called, `ValueError` if `fn` doesn't return a real scalar or the state doesn't have
+    the axes.
 
     Examples:
         >>> huber = hl.as_lagrangian(lambda x: jnp.sum(jnp.sqrt(1 + x**2)))

@@ -10,7 +10,7 @@ from .base import AbstractElementwise, FLOOR, POSITIVE
 
 
 class _AbstractExponential(AbstractElementwise):
-    """What the Lagrangians with β as their only parameter share."""
+    """An elementwise Lagrangian with β as its only parameter."""
 
     beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
     min_beta: float = eqx.field(default=1e-6, converter=float, static=True, metadata=FLOOR)
@@ -19,14 +19,14 @@ class _AbstractExponential(AbstractElementwise):
 class LExp(_AbstractExponential):
     """L = Σ exp(βx)/β, g = exp(βx), E = Σ (x − 1/β) exp(βx) ≥ −N/β for N units.
 
-    The units of a dense associative memory with exponential capacity; g overflows at βx = 88.7 in
-    float32, at 709 in float64. Source: Demircigil et al., "On a model of associative memory with
-    huge storage capacity" (2017), arXiv:1702.01929.
+    These units give a dense associative memory exponential capacity. g overflows at βx = 88.7 in
+    float32, and at 709 in float64. Source: Demircigil et al., "On a model of associative memory
+    with huge storage capacity" (2017), arXiv:1702.01929.
 
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -53,7 +53,7 @@ class LRexp(_AbstractExponential):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -80,7 +80,7 @@ class LCosh(_AbstractExponential):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -97,7 +97,7 @@ class LCosh(_AbstractExponential):
         return elementary.sinh(self.beta, z)
 
     def _energy_terms(self, z):
-        # With |z| for z only the first term can overflow.
+        # With |z| in place of z only the first term can overflow.
         z, inverse, beta = magnitude(z), 1 / self.beta, self.beta
         return scaled_exp((z - inverse) / 2, beta * z) - scaled_exp((z + inverse) / 2, -beta * z)
 
@@ -112,7 +112,7 @@ class LTanh(_AbstractExponential):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -139,8 +139,8 @@ class LSigmoid(AbstractElementwise):
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `scale`: the largest activation s > 0. Where training drives it below 1e-30, it acts as that.
-    - `min_beta`: β below this acts as this.
+    - `scale`: the largest activation s > 0. If training drives it below 1e-30, 1e-30 is used.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0 or s ≤ 0.
 

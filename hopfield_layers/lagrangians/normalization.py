@@ -12,7 +12,7 @@ from .._numerics.normalization import direction, norm_energy, norm_value
 from .base import AbstractRowwise, FINITE, POSITIVE
 
 
-# Pyright takes Equinox's own `AbstractClassVar` for the type of a field.
+# To Pyright, Equinox's own `AbstractClassVar` is the type of a field.
 if TYPE_CHECKING:
     from typing import ClassVar as AbstractClassVar
 else:
@@ -20,7 +20,7 @@ else:
 
 
 class _AbstractNorm(AbstractRowwise):
-    """What the norms share: all but whether the mean is subtracted."""
+    """A norm of each row, of which subclasses define whether the mean is subtracted first."""
 
     _centred: AbstractClassVar[bool]
     gamma: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
@@ -45,7 +45,7 @@ class _AbstractNorm(AbstractRowwise):
         return norm_energy(z, self.gamma, self.axis, self.eps, self._centred)
 
     def __pdoc__(self, **options) -> wl.AbstractDoc:
-        # eps is shown even at its default: the energy is proportional to it.
+        # eps is shown even at its default, because the energy is proportional to it.
         options |= {"hide_defaults": False, "respect_pdoc": False, "seen_ids": None}
         return wl.pdoc(self, **options)
 
@@ -53,14 +53,14 @@ class _AbstractNorm(AbstractRowwise):
 class LLayerNorm(_AbstractNorm):
     """L = Σ_rows Dγ√(var x + ε) + δ·x, g = γ(x − x̄)/√(var x + ε) + δ, E = −Σ_rows Dγε/√(var x + ε).
 
-    The rows run along `axis`, D units long; the mean x̄ and var x are taken over each. The energy
-    lies between −Dγ√ε per row and 0. Source: Krotov & Hopfield, arXiv:2008.06996; Hoover et al.,
-    "Energy transformer", arXiv:2302.07253.
+    The rows run along `axis` and have D units; x̄ and var x are the mean and variance of each row.
+    The energy lies between −Dγ√ε per row and 0. Source: Krotov & Hopfield, arXiv:2008.06996; Hoover
+    et al., "Energy transformer", arXiv:2302.07253.
 
     **Arguments:**
 
-    - `gamma`: the gain γ > 0, one number: a gain per unit is not the gradient of anything. Where
-        training drives it below 1e-30, it acts as that.
+    - `gamma`: the gain γ > 0, one number, because with a gain per unit g would not be a gradient.
+        If training drives it below 1e-30, 1e-30 is used.
     - `delta`: the shift δ, a number or an array that broadcasts to the state.
     - `axis`: the axis to normalize over.
     - `eps`: ε ≥ 0, in units of x².
@@ -85,7 +85,7 @@ class LSphericalNorm(_AbstractNorm):
 
     **Arguments:**
 
-    - `gamma`: the gain γ > 0, one number. Where training drives it below 1e-30, it acts as that.
+    - `gamma`: the gain γ > 0, one number. If training drives it below 1e-30, 1e-30 is used.
     - `delta`: the shift δ, a number or an array that broadcasts to the state.
     - `axis`: the axis to normalize over.
     - `eps`: ε ≥ 0, in units of x².

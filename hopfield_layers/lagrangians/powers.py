@@ -29,13 +29,13 @@ class LIdentity(AbstractElementwise):
 class LRepu(AbstractElementwise):
     """L = Σ x₊ⁿ/n, g = x₊ⁿ⁻¹, E = (1 − 1/n) Σ x₊ⁿ ≥ 0: rectified power units.
 
-    A unit with x ≤ 0 is dead: it has no activation, and no derivative either. Source: Krotov &
+    A unit with x ≤ 0 is dead: its activation and its derivative are 0. Source: Krotov &
     Hopfield, "Dense associative memory for pattern recognition" (NeurIPS 2016).
 
     **Arguments:**
 
-    - `n`: the power, greater than 1. 2 gives [`hopfield_layers.LRelu`][]. Where training drives it
-        to 1 or below, it acts as 1 + 1e-6.
+    - `n`: the power, greater than 1. 2 gives [`hopfield_layers.LRelu`][]. If training drives it to
+        1 or below, 1 + 1e-6 is used.
 
     **Raises:** `ValueError` if n ≤ 1.
 
@@ -59,7 +59,7 @@ class LRepu(AbstractElementwise):
 class LRelu(AbstractElementwise):
     """L = ½ Σ x₊², g = x₊, E = ½ Σ x₊² ≥ 0: rectified linear units.
 
-    [`hopfield_layers.LRepu`][] at n = 2.
+    This is [`hopfield_layers.LRepu`][] with n = 2.
 
     Examples:
         >>> print(hl.LRelu().activation(-1.0))
@@ -80,12 +80,12 @@ class LPower(AbstractElementwise):
     """L = Σ |x|ᵖ/p, g = sgn(x)|x|ᵖ⁻¹, E = (1 − 1/p) Σ |x|ᵖ = Σ |g|^q/q ≥ 0 with 1/p + 1/q = 1.
 
     For p < 2 the Hessian is infinite at x = 0. It is taken as 0 there: under the state flow a unit
-    that is exactly at 0 stays.
+    that is exactly at 0 stays there.
 
     **Arguments:**
 
-    - `p`: the power, greater than 1. 2 gives [`hopfield_layers.LIdentity`][]. Where training drives
-        it to 1 or below, it acts as 1 + 1e-6.
+    - `p`: the power, greater than 1. 2 gives [`hopfield_layers.LIdentity`][]. If training drives it
+        to 1 or below, 1 + 1e-6 is used.
 
     **Raises:** `ValueError` if p ≤ 1.
 

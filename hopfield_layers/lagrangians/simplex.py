@@ -1,4 +1,4 @@
-"""Lagrangians whose activation is a softmax of each row, or sparse: LSoftmax, LEntmax and kin."""
+"""Lagrangians of rows on the simplex: LSoftmax, LGhostmax, LSparsemax, LEntmax."""
 
 import operator
 
@@ -18,7 +18,7 @@ _ALPHA = {**ABOVE_1, "ceiling": 4.0}
 
 
 class _AbstractSimplex(AbstractRowwise):
-    """What the Lagrangians with β as their only parameter share."""
+    """A Lagrangian of rows with β as its only numeric parameter."""
 
     beta: Array = eqx.field(default=1.0, converter=as_float, metadata=POSITIVE)
     axis: int = eqx.field(default=-1, converter=operator.index, static=True)
@@ -28,14 +28,14 @@ class _AbstractSimplex(AbstractRowwise):
 class LSoftmax(_AbstractSimplex):
     """L = Σ_rows ln Σᵢ exp(βxᵢ)/β, g = softmax(βx), E = Σ g ln g/β, from −ln D/β per row to 0.
 
-    The rows run along `axis`, D units long. Σx is conserved along the state flow of a layer.
+    The rows run along `axis` and have D units. The state flow of a layer conserves Σx of each row.
     Source: Ramsauer et al., "Hopfield networks is all you need" (ICLR 2021), arXiv:2008.02217.
 
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0, and for a row without units.
 
@@ -57,15 +57,15 @@ class LSoftmax(_AbstractSimplex):
 class LGhostmax(_AbstractSimplex):
     """L = Σ_rows ln(1 + Σᵢ exp(βxᵢ))/β, g = exp(βx)/(1 + Σᵢ exp(βxᵢ)), E ≥ −ln(D + 1)/β per row.
 
-    With g₀ = 1 − Σg, E = (Σ g ln g + g₀ ln g₀)/β ≤ 0: a softmax that may attend to nothing. Its
-    Hessian is positive definite, and Σx is not conserved. Source: Miller, "Attention is off by one"
-    (2023).
+    With g₀ = 1 − Σg, E = (Σ g ln g + g₀ ln g₀)/β ≤ 0. This is a softmax with one more unit at 0,
+    the ghost, so that the others may sum to less than 1. Its Hessian is positive definite, and Σx
+    is not conserved. Source: Miller, "Attention is off by one" (2023).
 
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to at most 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0.
 
@@ -88,16 +88,17 @@ class LSparsemax(_AbstractSimplex):
     """L = Σ_rows max p·x − (‖p‖² − 1)/2β, g = the maximizer p, E = Σ_rows (‖g‖² − 1)/2β.
 
     p runs over the simplex: g is the Euclidean projection of βx onto it, so that small entries are
-    exactly 0 and one that leads by 1/β is exactly 1. The rows run along `axis`, D units long; the
-    energy lies between (1/D − 1)/2β per row and 0. L has the constant of the Tsallis entropy, so
-    that this is [`hopfield_layers.LEntmax`][] at α = 2; without it L is less and E more by 1/2β per
-    row. Source: Martins & Astudillo, "From softmax to sparsemax" (ICML 2016), arXiv:1602.02068.
+    exactly 0, and an entry that exceeds all others by 1/β is exactly 1. The rows run along `axis`
+    and have D units; the energy lies between (1/D − 1)/2β per row and 0. L includes the constant
+    1/2β per row of the Tsallis entropy, so that this is [`hopfield_layers.LEntmax`][] at α = 2;
+    without this constant L would be smaller and E larger by it. Source: Martins & Astudillo, "From
+    softmax to sparsemax" (ICML 2016), arXiv:1602.02068.
 
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
     - `axis`: the axis along which the activations sum to 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0, and for a row without units.
 
@@ -121,18 +122,19 @@ class LEntmax(AbstractRowwise):
 
     Ω(p) = Σ (pᵅ − p)/(βα(α−1)) is the negative Tsallis entropy: α → 1 gives
     [`hopfield_layers.LSoftmax`][], α = 2 is [`hopfield_layers.LSparsemax`][], and in between small
-    entries are exactly 0 while the map stays smooth. An entry that leads by 1/(β(α−1)) is exactly
-    1. The rows run along `axis`, D units long; the energy lies between (D^(1−α) − 1)/(βα(α−1)) per
-    row and 0. Source: Peters, Niculae & Martins, "Sparse sequence-to-sequence models" (ACL 2019),
-    arXiv:1905.05702.
+    entries are exactly 0 while g stays differentiable. An entry that exceeds all others by
+    1/(β(α−1)) is exactly 1. The rows run along `axis` and have D units; the energy lies between
+    (D^(1−α) − 1)/(βα(α−1)) per row and 0. Source: Peters, Niculae & Martins, "Sparse
+    sequence-to-sequence models" (ACL 2019), arXiv:1905.05702.
 
     **Arguments:**
 
     - `beta`: the inverse temperature β > 0, in units of 1/x.
-    - `alpha`: the entropic index, 1 < α ≤ 4: beyond, g jumps at the edge of its support by more
-        than rounding can resolve. Where training drives it out of that, it acts as 1 + 1e-6 or 4.
+    - `alpha`: the entropic index, 1 < α ≤ 4. For larger α, g jumps at the edge of its support by
+        more than rounding can resolve. If training drives α out of this range, 1 + 1e-6 or 4 is
+        used.
     - `axis`: the axis along which the activations sum to 1.
-    - `min_beta`: β below this acts as this.
+    - `min_beta`: a smaller β is replaced by this.
 
     **Raises:** `ValueError` if β ≤ 0, α ≤ 1 or α > 4, and for a row without units.
 

@@ -31,7 +31,7 @@ def value_of_scores(lagrangian: AbstractLagrangian, scores: Scores) -> Float[Arr
         return row_value(lagrangian, h)
     if not lagrangian.coupled_axes(1):
         return jnp.sum(jnp.where(mask, _each(lagrangian, h), 0))
-    # A masked score is far below all others, yet no difference of scores leaves the range.
+    # A masked score is set far below all others, but no difference of scores may overflow.
     any_left = jnp.any(mask)
     lowest = jnp.where(any_left, -(float(jnp.finfo(h.dtype).max) ** 0.9), 0).astype(h.dtype)
     return jnp.where(any_left, row_value(lagrangian, jnp.where(mask, h, lowest)), 0)
@@ -39,7 +39,7 @@ def value_of_scores(lagrangian: AbstractLagrangian, scores: Scores) -> Float[Arr
 
 def row_value(lagrangian: AbstractLagrangian, h: Array) -> Float[Array, ""]:
     """L of a row of hidden units, whose derivative is the activation in closed form."""
-    # A function may close over a traced value, whose derivative a custom rule would lose.
+    # A function may close over a traced value, and a custom rule would lose its derivative.
     if isinstance(lagrangian, CallableLagrangian):
         return pure(lagrangian).value(h)
     return _row_value(lagrangian, h)
@@ -71,7 +71,7 @@ def as_mask(
     shape: tuple[int, ...],
     axes: str,
 ) -> Bool[Array, "..."] | None:
-    """`mask` as an array, or an error if its shape, its dtype or the Lagrangian rule it out."""
+    """`mask` as an array, or an error if it doesn't fit the shape, the dtype or the Lagrangian."""
     if mask is None:
         return None
     mask = jnp.asarray(mask)
@@ -81,18 +81,18 @@ def as_mask(
     if not isinstance(lagrangian, _SIMPLEX) and lagrangian.coupled_axes(1):
         raise ValueError(
             "A mask needs a Lagrangian that can leave a unit out: one with a term per unit, or one "
-            f"whose activations are 0 far below the largest score; {lagrangian!r} has neither."
+            f"whose activations are 0 far below the largest score. {lagrangian!r} is neither."
         )
     return mask
 
 
 # Sparsemax and entmax read the patterns several times, and so do derivatives of other Lagrangians.
-# So all scores are formed where these take no more room than this many states.
+# They form all scores at once if these need no more memory than this many states.
 _STATES_OF_SCORES = 16
 
 
 def _streamed(lagrangian: AbstractLagrangian, scores: Scores) -> AbstractStreamed | None:
-    """The Lagrangian as a sum over blocks of scores, or None if all are to be formed."""
+    """The Lagrangian as a sum over blocks of scores, or None if all scores are formed at once."""
     count, units = len(scores.rows.patterns[0]), sum(map(len, scores.gs))
     # A function may close over a traced value, whose derivative would be lost.
     if block_size(count) == count or isinstance(lagrangian, CallableLagrangian):

@@ -1,7 +1,7 @@
 """Pictures of Lagrangians, energies, landscapes, states and networks, with Matplotlib.
 
-Each function draws into the axes `ax`, by default of a new figure of pyplot, and returns them; none
-shows, saves or closes anything. Needs the extra `plots`.
+Each function draws into the axes `ax`, by default those of a new pyplot figure, and returns them.
+It does not show, save or close the figure. Needs the extra `plots`.
 """
 
 try:

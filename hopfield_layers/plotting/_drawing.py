@@ -8,13 +8,13 @@ from numpy.typing import ArrayLike
 
 
 Path = diffrax.Solution | tuple[ArrayLike, PyTree]
-BOUND = {"color": "black", "linestyle": "--", "linewidth": 1.0}  # of an energy
+BOUND = {"color": "black", "linestyle": "--", "linewidth": 1.0}  # the line of a lower bound
 
 
 def canvas(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
-    """`ax`, or that of a new figure."""
+    """`ax`, or the axes of a new figure."""
     if ax is None:
-        from matplotlib import pyplot  # Importing it chooses a backend, so only where it is needed.
+        from matplotlib import pyplot  # imported late, because this chooses a backend
 
         ax = pyplot.subplots(figsize=size, layout="constrained")[1]
     return ax

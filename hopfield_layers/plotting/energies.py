@@ -22,7 +22,7 @@ def plot_energy(
     """Draws E(t) along a path, one line per sample, and the lower bound −L(0) of a layer.
 
     For a [`hopfield_layers.HAM`][] it also draws the terms that add up to E: the energy of each
-    layer, solid, and of each connection, dashed, in one colour for all samples.
+    layer (solid) and of each connection (dashed), each in one colour for all samples.
 
     **Arguments:**
 
@@ -30,12 +30,13 @@ def plot_energy(
     - `path`: the `diffrax.Solution` of [`hopfield_layers.solve`][], or a pair `(t, x)`: times of
         shape `(times,)` or `(*batch, times)`, and the state with axes `(*batch, times)` in front.
     - `parts`: whether to draw the terms of a network's energy.
-    - `bound`: whether to draw the bound, of any model with a method `energy_bound`.
+    - `bound`: whether to draw the bound, if the model has a method `energy_bound`.
     - `ax`: the axes to draw into, which are returned.
-    - `line`: options of Matplotlib's lines, for those of E.
+    - `line`: options of Matplotlib's lines, for the lines of E.
 
-    **Raises:** `TypeError` if the path is neither; `ValueError` for a path of less than two times,
-    which `saveat` asks `solve` for, or whose times and states don't fit each other or the model.
+    **Raises:** `TypeError` if the path is neither; `ValueError` for a path of fewer than two times
+    (pass `saveat` to `solve` to save more), or whose times and states don't fit each other or the
+    model.
 
     Examples:
         >>> import diffrax

@@ -21,7 +21,7 @@ def plot_lagrangian(
 ) -> Axes:
     """Draws L, g = dL/dx and E = x·g − L against x, and the bound −L(0).
 
-    The state is one unit x or, along a direction d, x·d, where g stands for Σ dᵢgᵢ.
+    The state is a single unit x, or x·d along a direction d; the plotted g is then Σ dᵢgᵢ.
 
     **Arguments:**
 
@@ -30,8 +30,8 @@ def plot_lagrangian(
     - `direction`: d, an array of the state's shape. By default a single unit.
     - `ax`: the axes to draw into, which are returned.
 
-    **Raises:** `TypeError` for what is no Lagrangian; `ValueError` for fewer than two x, or if the
-    Lagrangian acts along an axis that the direction doesn't have.
+    **Raises:** `TypeError` if `lagrangian` is not a Lagrangian; `ValueError` for fewer than two x,
+    or if the Lagrangian acts along an axis that the direction doesn't have.
 
     Examples:
         >>> ax = hl.plotting.plot_lagrangian(hl.LSoftmax(beta=2.0), direction=[1.0, 0.0, 0.0])
@@ -41,7 +41,7 @@ def plot_lagrangian(
     lagrangian = as_lagrangian(lagrangian)
     x = as_float(np.linspace(-3, 3, 301) if x is None else np.asarray(x))
     if x.ndim != 1 or x.size < 2:
-        raise ValueError(f"Expected x to be two points or more of one axis, got shape {x.shape}.")
+        raise ValueError(f"Expected x of one axis with at least two points, got shape {x.shape}.")
     d = as_float(np.asarray(1.0 if direction is None else direction))
     d = d[None] if d.ndim == 0 else d
 

@@ -31,21 +31,20 @@ def plot_landscape(
 ) -> Axes:
     """Draws the energy E − Σ I·g over the states of a model of two units, as filled contours.
 
-    Dark is low. Fixed points are drawn as filled circles where they are stable and as open ones
-    where they are not.
+    Dark is low. Stable fixed points are drawn as filled circles, unstable ones as open circles.
 
     **Arguments:**
 
     - `model`: an [`hopfield_layers.AbstractEnergyModel`][] of two units, in one array or in two.
-    - `x`, `y`: the values of the first unit and of the second, by default the same, in the units of
-        the state.
+    - `x`, `y`: the values of the first unit and of the second, in the units of the state. By
+        default y is x.
     - `inputs`: the external input I, as for [`hopfield_layers.relax`][].
     - `points`: what [`hopfield_layers.fixed_points`][] returned.
     - `levels`: how many contours to draw.
     - `ax`: the axes to draw into, which are returned.
 
-    **Raises:** `ValueError` for a model of more or fewer units, for values of more than one axis,
-    or of fewer than two.
+    **Raises:** `ValueError` for a model of more or fewer units, for x or y with more than one axis,
+    or with fewer than two values.
 
     Examples:
         >>> layer = hl.TanhLayer(2)
@@ -74,17 +73,17 @@ def plot_phase_portrait(
     ax: Axes | None = None,
     **stream: Any,
 ) -> Axes:
-    """Draws the stream lines of dx/dt of a model of two units, and where one or both stand still.
+    """Draws the stream lines of dx/dt over the states of a model of two units.
 
-    Where the flow doesn't move at all, such as the dead region of ReLUs in the state flow, the
-    ground is grey and has no stream lines.
+    Regions in which dx/dt = 0, such as the dead region of ReLUs in the state flow, are grey and
+    have no stream lines. Fixed points are drawn as by `plot_landscape`.
 
     **Arguments:** as for [`hopfield_layers.plotting.plot_landscape`][], and
 
     - `flow`: `"state"` or `"activation"`, as for [`hopfield_layers.EnergyFlow`][].
     - `stream`: options of Matplotlib's `streamplot`.
 
-    **Raises:** `ValueError` as `plot_landscape`, and for values that are not equally spaced.
+    **Raises:** `ValueError` as in `plot_landscape`, and for values that are not equally spaced.
 
     Examples:
         >>> pair = hl.ReluLayer(2)
@@ -115,7 +114,7 @@ def _grid(model: AbstractEnergyModel, x: ArrayLike, y: ArrayLike | None):
     y = x if y is None else np.asarray(y, float)
     if x.ndim != 1 or y.ndim != 1 or min(x.size, y.size) < 2:
         raise ValueError(
-            f"Expected two values at least of each unit, got shapes {x.shape} and {y.shape}."
+            f"Expected at least two values of each unit, got shapes {x.shape} and {y.shape}."
         )
     init = getattr(model, "init_states", None) or getattr(model, "init_state", None)
     zero = jnp.zeros(2) if init is None else jax.eval_shape(init)
@@ -124,7 +123,7 @@ def _grid(model: AbstractEnergyModel, x: ArrayLike, y: ArrayLike | None):
     )
     sizes = [leaf.size for leaf in jax.tree.leaves(zero)]
     if sum(sizes) != 2:
-        raise ValueError(f"Expected a model of two units, got one of a state of shapes {shapes}.")
+        raise ValueError(f"Expected a model of two units, got a state of shapes {shapes}.")
     columns = np.stack([np.tile(x, y.size), np.repeat(y, x.size)], axis=1)
     parts = iter(np.split(columns, np.cumsum(sizes)[:-1], axis=1))
     grid = jax.tree.map(lambda leaf: jnp.asarray(next(parts)).reshape(-1, *leaf.shape), zero)

@@ -9,10 +9,11 @@ from ._drawing import canvas
 
 
 def plot_network(ham: HAM, *, ax: Axes | None = None) -> Axes:
-    """Draws the hypergraph: a box for each layer, a joint for each connection, a line for each end.
+    """Draws the hypergraph of a network: a box for each layer, and a square for each connection.
 
-    The boxes have the layers' names, Lagrangians, shapes and τ, the joints the connections' names
-    and synapses. A synapse that takes a layer twice has two lines to it.
+    Lines lead from a square to the layers that it connects, two of them to a layer that it takes
+    twice. Boxes show the layers' names, Lagrangians, shapes and τ; squares show the connections'
+    names and synapses.
 
     **Arguments:**
 
@@ -28,12 +29,12 @@ def plot_network(ham: HAM, *, ax: Axes | None = None) -> Axes:
     """
     if not isinstance(ham, HAM):
         raise TypeError(f"Expected a HAM, got {type(ham).__name__}.")
-    # Layers in the order of the connections, and joints in that of their layers, cross few lines.
+    # Few lines cross if layers are in the order of the connections, and squares in that of layers.
     joined = [name for connection in ham.connections for name in connection.layers]
     heights = {name: -float(i) for i, name in enumerate(dict.fromkeys([*joined, *ham.layers]))}
     depths = np.array([-np.mean([heights[name] for name in c.layers]) for c in ham.connections])
     order = np.argsort(depths, kind="stable")
-    # Near the wanted depths and as far apart as 0.7.
+    # Near the wanted depths, but at least 0.7 apart.
     spaces = 0.7 * np.arange(len(order))
     joints = np.maximum.accumulate(depths[order] - spaces) + spaces
     joints = np.sum(joints - depths) / max(len(order), 1) - joints

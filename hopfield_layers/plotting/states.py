@@ -29,23 +29,25 @@ def plot_states(
 ) -> Axes:
     """Draws x, or g, of a layer: as lines against time, or as images side by side.
 
-    The last axis in front of the layer's shape, which is time along a path, runs to the right and
-    all others down. An image has shape `(height,)`, `(height, width)` or `(height, width, 1 or 3)`,
-    where three channels are red, green and blue, scaled from the least to the largest value.
+    In images, the last axis in front of the layer's shape, which is time along a path, runs to the
+    right, and all others run down. An image has shape `(height,)`, `(height, width)` or
+    `(height, width, 1 or 3)`; three channels are red, green and blue, scaled from the least to the
+    largest value.
 
     **Arguments:**
 
     - `model`: a [`hopfield_layers.Layer`][] or a [`hopfield_layers.HAM`][].
     - `path`: a path as in [`hopfield_layers.plotting.plot_energy`][], or a state alone.
-    - `layer`: the name of the network's layer. It may be left out if there is but one.
+    - `layer`: the name of the network's layer. It may be left out if there is only one.
     - `activations`: whether to draw g instead of x.
-    - `kind`: `"images"` or `"traces"`, one line per unit and sample. By default traces for a path
-        of several times of a layer of up to one axis, and images otherwise.
+    - `kind`: `"images"`, or `"traces"` with one line per unit and sample. The default is traces for
+        a path of several times of a layer of at most one axis, and images otherwise.
     - `ax`: the axes to draw into, which are returned.
     - `options`: options of Matplotlib's `imshow`, or of its lines.
 
     **Raises:** `TypeError` for another model; `ValueError` for an unknown layer or kind, a layer
-    that is no image, traces without times, and as in [`hopfield_layers.plotting.plot_energy`][].
+    that is not an image, traces without times, and as in
+    [`hopfield_layers.plotting.plot_energy`][].
 
     Examples:
         >>> x = jax.random.normal(jax.random.key(0), (5, 8, 6))
@@ -57,7 +59,7 @@ def plot_states(
     chosen, x = _one_layer(model, x, layer)
     x = as_state(x, chosen.shape)
     if x.size == 0:
-        raise ValueError(f"Expected a state of one unit and one sample at least, got {x.shape}.")
+        raise ValueError(f"Expected at least one unit and one sample, got shape {x.shape}.")
     batch = x.shape[: x.ndim - len(chosen.shape)]
     t = None if t is None else sample_times(t, batch)
     values = np.array(chosen.activation(x) if activations else x, float)
@@ -68,7 +70,7 @@ def plot_states(
     if kind == "images":
         return _draw_images(values, t, ax, options)
     if kind != "traces" or t is None:
-        raise ValueError(f"Expected kind to be 'images' or, of a path, 'traces', got {kind!r}.")
+        raise ValueError(f"Expected kind to be 'images' or, for a path, 'traces', got {kind!r}.")
     ax = canvas(ax)
     for unit in np.moveaxis(values.reshape(*t.shape, -1), -1, 0):
         draw(ax, t, unit, True, **normalize_kwargs(options, Line2D))
@@ -86,7 +88,7 @@ def _one_layer(model: Layer | HAM, x: PyTree, name: str | None) -> tuple[Layer, 
         (name,) = model.layers
     if name not in model.layers:
         raise ValueError(f"Expected layer to be one of {list(model.layers)}, got {name!r}.")
-    model.activations(x)  # which raises an error if x is no state
+    model.activations(x)  # raises an error if x is not a state
     return model.layers[name], x[name]
 
 

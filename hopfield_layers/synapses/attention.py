@@ -39,24 +39,25 @@ class AbstractAttention(AbstractShaped):
 class AttentionSynapse(AbstractAttention):
     """A = Σ_hq L_hid(S_hq), S_hqk = Σ_z Q_qhz K_khz, Q = g_q W_q, K = g_k W_k.
 
-    The tokens run along all axes of a layer but the last; a layer of one axis is one token. L_hid
-    acts on the keys k, for each head h and query q. With the softmax, A = Σ_hq ln Σₖ exp(βS)/β,
-    whose gradient with respect to the queries is attention, with β in the place of 1/√z.
+    The tokens run along all axes of a layer except the last; a layer of one axis is one token.
+    L_hid acts along the keys k, for each head h and query q. With the softmax
+    A = Σ_hq ln Σₖ exp(βS)/β, whose gradient with respect to Q is attention to the keys, with β
+    instead of 1/√z.
 
     **Arguments:**
 
     - `shapes`: the shapes of the layer of queries and that of keys, `(*tokens, d)` each.
     - `key`, `stdinit`: a key of `jax.random`, to draw the weights from N(0, stdinit²).
-    - `num_heads`, `zspace_dim`: the number of heads, and the length of each one's queries and keys.
+    - `num_heads`, `zspace_dim`: the number of heads, and the length z of their queries and keys.
     - `hidden_lagrangian`: L_hid, by default [`hopfield_layers.LSoftmax`][]. Its scalar parameters
         may have one value per head, `(num_heads,)`.
     - `mask`: booleans `(queries, keys)`: False leaves the pair out. A query without keys adds 0.
-        Booleans have no derivative, so `equinox.filter_grad` must leave them out.
-    - `Wq`, `Wk`: the weights, if no key is passed, `(d, num_heads, zspace_dim)` each. They decide
-        the number of heads and the length that are left out.
+        Booleans have no derivative: use `equinox.filter_grad`.
+    - `Wq`, `Wk`: the weights, if no key is passed, `(d, num_heads, zspace_dim)` each. Their shapes
+        give `num_heads` and `zspace_dim` if these are left out.
 
-    **Raises:** `ValueError` as [`hopfield_layers.HiddenSynapse`][] does, and for a mask of another
-    shape or dtype, or with a Lagrangian that can't leave a key out.
+    **Raises:** `ValueError` for the same reasons as [`hopfield_layers.HiddenSynapse`][], and for a
+    mask of another shape or dtype, or with a Lagrangian that can't leave a key out.
 
     Source: Hoover et al., "Energy transformer" (NeurIPS 2023), arXiv:2302.07253.
 

@@ -1,4 +1,4 @@
-"""What a synapse is, and what the constructors share."""
+"""The abstract classes of synapses, and the checks that their constructors share."""
 
 import abc
 import math
@@ -37,12 +37,13 @@ SynapseLike = HasEnergy | Callable[..., ArrayLike]
 
 
 class AbstractSynapse(eqx.Module):
-    """What joins layers: an alignment A(g₁, g₂, …) of their activations; its energy is −A.
+    """An alignment A(g₁, g₂, …) of the activations of layers, whose energy is −A.
 
-    A synapse takes no batch axes: [`hopfield_layers.HAM`][] adds them, or `jax.vmap`. To write one
-    of your own, subclass this and define `alignment`. A plain callable that returns an energy, or
-    an object with a method `energy`, is accepted too wherever a synapse is. If its leaves are not
-    all arrays or numbers it is wrapped, with its arrays as `arrays` and the others as `static`.
+    A synapse takes no batch axes: [`hopfield_layers.HAM`][] or `jax.vmap` adds them. To write one
+    of your own, subclass this and define `alignment`. Wherever a synapse is expected, a callable
+    that returns an energy, or an object with a method `energy`, is accepted too. If not all of its
+    leaves are arrays or numbers it is wrapped, with its arrays as `arrays` and the others as
+    `static`.
 
     Source: Krotov & Hopfield (ICLR 2021), arXiv:2008.06996; Krotov, arXiv:2107.06446.
 
@@ -73,7 +74,7 @@ class AbstractShaped(AbstractSynapse):
     shapes: Shapes = eqx.field(static=True)
 
     def __check_init__(self):
-        # So that errors of the Lagrangian and of shapes surface at construction.
+        # Trace once, so that errors of the Lagrangian and of shapes surface at construction.
         gs = (jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in self.shapes)
         jax.eval_shape(self._alignment, *gs)
 
@@ -92,7 +93,7 @@ class AbstractShaped(AbstractSynapse):
 
 
 class EnergySynapse(AbstractSynapse):
-    """A callable that returns an energy, or an object with a method `energy` that does."""
+    """A callable that returns an energy, or an object whose method `energy` returns one."""
 
     arrays: PyTree
     static: PyTree = eqx.field(static=True)
@@ -106,15 +107,15 @@ class EnergySynapse(AbstractSynapse):
 
 
 def as_synapse(name: str, synapse: object) -> HasEnergy:
-    """`synapse`, wrapped if it is no valid argument of `jax.jit`."""
+    """`synapse`, wrapped if it is not a valid argument of `jax.jit`."""
     if isinstance(synapse, type):
         raise TypeError(
-            f"Synapse {name!r}: Expected a synapse, got the class {synapse.__name__}: pass an "
+            f"Synapse {name!r}: expected a synapse, got the class {synapse.__name__}: pass an "
             f"instance, {synapse.__name__}(...)."
         )
     if not callable(getattr(synapse, "energy", synapse)):
         raise TypeError(
-            f"Synapse {name!r}: Expected a synapse, an object with a method energy, or a callable, "
+            f"Synapse {name!r}: expected a synapse, an object with a method energy, or a callable, "
             f"got {synapse!r}."
         )
     if isinstance(synapse, HasEnergy) and all(map(eqx.is_array_like, jax.tree.leaves(synapse))):
@@ -123,7 +124,7 @@ def as_synapse(name: str, synapse: object) -> HasEnergy:
 
 
 def pure_energy(synapse: HasEnergy) -> Callable[..., Array]:
-    """The energy without conversions or checks; of a user's own synapse, its method `energy`."""
+    """The energy without conversions or checks; for a user's own synapse, its method `energy`."""
     if isinstance(synapse, AbstractShaped):
         return lambda *gs: -synapse._alignment(*gs)
     return synapse.energy
@@ -145,7 +146,7 @@ def token_shape(shape: Shape) -> tuple[int, int]:
 
 
 def head_shape(W: Weight | None, axis: int, *sizes: int) -> Shape:
-    """`sizes`, or those of W from `axis` on where these are left at their defaults 1 and 64."""
+    """`sizes`, but from W's axes, `axis` and later, where they have the defaults 1 and 64."""
     sizes = as_shape(sizes)
     own = sizes if W is None or jnp.ndim(W) < 3 else jnp.shape(W)[axis:]
     triples = zip(sizes, own, (1, 64), strict=False)
@@ -178,7 +179,7 @@ def row_lagrangian(
     Its scalar parameters may have one value for each head, if there are heads.
     """
     chosen = default if lagrangian is None else as_lagrangian(lagrangian)
-    chosen.coupled_axes(1)  # which raises an error for an axis that a row doesn't have
+    chosen.coupled_axes(1)  # raises an error for an axis that a row doesn't have
     for name in scalar_parameters(chosen):
         shape = jnp.shape(getattr(chosen, name))
         if shape not in ((), (num_heads,)):
@@ -189,7 +190,7 @@ def row_lagrangian(
 
 
 def over_heads(fn: Callable[..., Array], lagrangian: AbstractLagrangian, *arrays: Array) -> Array:
-    """Σ `fn(lagrangian, *arrays)` over heads, which lie along the first axis of the arrays."""
+    """Σ `fn(lagrangian, *arrays)` over heads, which are the first axis of the arrays."""
     axes = jax.tree.map(lambda _: None, lagrangian)
     for name in scalar_parameters(lagrangian):
         if jnp.ndim(getattr(lagrangian, name)) == 1:

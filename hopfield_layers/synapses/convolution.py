@@ -32,13 +32,13 @@ class ConvSynapse(AbstractShaped):
     - `kernel_size`, `strides`: the size of the kernel, and the strides of the convolution.
     - `key`, `stdinit`: as for [`hopfield_layers.DenseSynapse`][].
     - `padding`: `"SAME"`, `"VALID"`, `"SAME_LOWER"`, or a pair `(low, high)` per axis of space.
-    - `pool`: None, `"avg"` or `"max"`: how to pool the result, without padding.
+    - `pool`: how to pool the result, without padding: None, `"avg"` or `"max"`.
     - `pool_window`, `pool_strides`: the size of the windows, by default 2, and their strides, by
         default their size.
     - `kernel`: the kernel, if no key is passed, `(*kernel_size, channels in, channels out)`.
 
     **Raises:** `ValueError` for both a key and a kernel or neither, a kernel of another shape, a
-    second layer that hasn't the shape of the result, or windows without pooling.
+    second layer that doesn't have the shape of the result, or windows without pooling.
 
     Examples:
         >>> kernel = jnp.ones((2, 2, 1, 1))
@@ -107,7 +107,7 @@ class ConvSynapse(AbstractShaped):
         if self.pool_window is None or self.pool_strides is None:
             return out
         reduce, initial = (lax.max, -np.inf) if self.pool == "max" else (lax.add, 0.0)
-        # A concrete NumPy scalar, by which JAX recognises a reduction that it can differentiate.
+        # Only with a concrete NumPy scalar does JAX recognise a reduction it can differentiate.
         initial = np.asarray(initial, out.dtype)
         window, strides = (*self.pool_window, 1), (*self.pool_strides, 1)
         out = lax.reduce_window(out, initial, reduce, window, strides, "VALID")

@@ -11,12 +11,12 @@ from .base import AbstractShaped, as_shapes, Scalar, Weight, weights
 
 
 class DenseSynapse(AbstractShaped):
-    """A = Σ W_ij… g¹ᵢ g²ⱼ …, each activation flattened: every unit with every other.
+    """A = Σ W_ij… g¹ᵢ g²ⱼ …, each activation flattened, with a weight for every tuple of units.
 
     For two layers A = g¹ᵀ W g². Connected to one layer twice, `[(("x", "x"), "W")]`, A = gᵀ W g:
-    the antisymmetric part of W adds nothing, and the drive of a symmetric W is ∂A/∂g = 2 W g. To
-    store the rows of P in N units by Hebb's rule, take W = PᵀP/(2N) without its diagonal, half of
-    Hebb's matrix, as below.
+    the antisymmetric part of W adds nothing, and a symmetric W adds −∂A/∂g = −2 W g to the drive.
+    To store the rows of P in N units by Hebb's rule, take W = PᵀP/(2N) without its diagonal, which
+    is half of Hebb's matrix, as below.
 
     **Arguments:**
 
@@ -55,17 +55,17 @@ class DenseSynapse(AbstractShaped):
     def _alignment(self, *gs: Array) -> Array:
         A = self.W.astype(gs[0].dtype)
         for g in gs:
-            # As a product of matrices, whose derivative needs no transpose of W.
+            # A product of matrices, because its derivative needs no transpose of W.
             remaining = A.shape[1:]
             A = (g.ravel() @ A.reshape(g.size, math.prod(remaining))).reshape(remaining)
         return A
 
 
 class BiasSynapse(AbstractShaped):
-    """A = Σ b·g: a constant input b to a layer, the trainable threshold of its units.
+    """A = Σ b·g: a constant input b to a layer, which is a trainable threshold of its units.
 
-    The bias of a [`hopfield_layers.Layer`][] is not a threshold: it shifts the state x, and not the
-    activation at which the layer rests. Arguments and errors are those of a
+    The bias of a [`hopfield_layers.Layer`][] is not a threshold: it shifts the state, but not the
+    activation, at which the layer rests. Arguments and errors are those of a
     [`hopfield_layers.DenseSynapse`][] with one `shape`, that of b; a key draws b from N(0, 0.02²).
 
     Examples:

@@ -19,19 +19,21 @@ from .base import AbstractShaped, LagrangianLike, Scalar, token_shape, Weight
 class HiddenSynapse(AbstractShaped):
     """A = L_hid(h), h_μ = Σₖ ξᵏ_μ·gᵏ + b_μ: a dense associative memory of the patterns ξ.
 
-    The hidden units have no state: each is at its minimum of the energy. With a softmax as L_hid
-    this is the modern Hopfield network. With b_μ = −‖ξ_μ‖²/2 and identity units it is the Euclidean
-    memory: E = −ln Σ exp(−β‖x − ξ_μ‖²/2)/β.
+    The hidden units have no state of their own: they are at the minimum of the energy, given the
+    layers. With a softmax as L_hid this is the modern Hopfield network. With b_μ = −‖ξ_μ‖²/2, a
+    softmax and a layer of identity units it is the Euclidean memory, whose energy with the layer's
+    is E = −ln Σ exp(−β‖x − ξ_μ‖²/2)/β.
 
     A and its derivatives are evaluated for a block of patterns at a time. Besides the patterns, a
     batch needs memory for a few blocks of scores; the gradient with respect to the patterns needs
-    one more array of their size. Entmax and sparsemax read the patterns several times. With a plain
-    callable, or a Lagrangian other than these, softmax and ghostmax that couples the hidden units,
-    all h are formed at once.
+    one more array of their size. Entmax and sparsemax read the patterns several times. All h are
+    formed at once if L_hid is a plain callable, or if it couples the hidden units and is not a
+    softmax, ghostmax, entmax or sparsemax.
 
     Patterns that are divided among devices, by `jax.device_put` before `from_patterns`, stay where
-    they are: each device evaluates its own, and one reduction of the state's size and a few numbers
-    per sample merges the results. The threshold of entmax and sparsemax takes one for each pass.
+    they are: each device evaluates its own, and one reduction, of the state's size and a few
+    numbers per sample, merges the results. Entmax and sparsemax need one more reduction for each
+    pass in the search for their threshold.
 
     **Arguments:**
 
@@ -41,18 +43,18 @@ class HiddenSynapse(AbstractShaped):
     - `hidden_lagrangian`: L_hid, by default [`hopfield_layers.LRelu`][], or a plain convex
         callable. It acts on the hidden units as on a state of one axis.
     - `Ws`: the patterns as columns, if no key is passed, a tuple with one array `(units, nhid)` per
-        layer. The attribute `Ws` has them like this, `patterns` as they are stored.
-    - `patterns`: the patterns as rows, instead, a tuple with one array `(nhid, *shape)` per layer.
-        Those in bfloat16, float16, float8 or 8-bit integers stay so, and each block is widened as
-        it is used. Their gradient has their dtype, which rounds it, and in float8 overflows to NaN:
-        widen the patterns to train them. Integers have none.
+        layer. The attribute `Ws` has this layout too; the attribute `patterns` has the stored one.
+    - `patterns`: instead of `Ws`, the patterns as rows, a tuple with one array `(nhid, *shape)` per
+        layer. The dtypes bfloat16, float16, float8 and 8-bit integers are kept, and each block is
+        widened when it is used. The gradient of the patterns is rounded to their dtype, and in
+        float8 overflows to NaN: widen the patterns to train them. Integers have no gradient.
     - `bias`: b, `(nhid,)`.
     - `mask`: booleans `(nhid,)`: False leaves a hidden unit out, whatever its pattern is. If all
         are False the alignment is 0. Booleans have no derivative: use `equinox.filter_grad`.
 
-    **Raises:** `ValueError` for none or more than one of a key, Ws and patterns, arrays of another
-    shape, a mask that is not boolean or with a Lagrangian that can't leave a unit out, or a
-    Lagrangian that acts along an axis which a state of one axis doesn't have.
+    **Raises:** `ValueError` for none or more than one of a key, Ws and patterns; for arrays of
+    another shape; for a mask that is not boolean, or whose Lagrangian can't leave a unit out; and
+    for a Lagrangian that acts along an axis which a state of one axis doesn't have.
 
     Source: Krotov & Hopfield, "Dense associative memory for pattern recognition" (NeurIPS 2016);
     Ramsauer et al., "Hopfield networks is all you need" (ICLR 2021), arXiv:2008.02217.
@@ -63,7 +65,7 @@ class HiddenSynapse(AbstractShaped):
         >>> print(jax.grad(memory.alignment)(jnp.array([0.9, 0.0, -0.2])).round(3))  # the first
         [ 1.  1. -1.]
 
-        A memory that grows. Writing into a free slot compiles nothing:
+        A memory with free slots. Writing into one of them compiles nothing:
 
         >>> import equinox as eqx
         >>> free = jnp.zeros(4, bool)
@@ -136,14 +138,14 @@ class HiddenSynapse(AbstractShaped):
         bias: Weight | None = None,
         mask: Weight | None = None,
     ) -> "HiddenSynapse":
-        """Makes a memory of K patterns, one per hidden unit, without a copy of JAX's arrays.
+        """Makes a memory of K patterns, one per hidden unit, without copying JAX's arrays.
 
         **Arguments:**
 
         - `patterns`: an array `(K, *shape)`, or a tuple of one such array per layer.
         - `hidden_lagrangian`, `bias`, `mask`: as for a [`hopfield_layers.HiddenSynapse`][].
 
-        **Raises:** `ValueError` for an array without an axis of patterns, or different K.
+        **Raises:** `ValueError` for an array without an axis of patterns, or for unequal K.
         """
         arrays = [
             _as_patterns(a) for a in (patterns if isinstance(patterns, tuple) else (patterns,))
@@ -170,7 +172,7 @@ class HiddenSynapse(AbstractShaped):
 
 
 def _as_patterns(x: Weight) -> Array:
-    """`x` as an array of its own dtype if that is a floating one or an integer of 8 bits."""
+    """`x` as an array, whose dtype is kept if it is a floating one or an integer of 8 bits."""
     # `jnp.asarray` makes a temporary second copy of a NumPy array.
     array = jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
     return array if array.dtype in (jnp.int8, jnp.uint8) else as_float(array)
@@ -179,14 +181,14 @@ def _as_patterns(x: Weight) -> Array:
 class HiddenTensorSynapse(AbstractShaped):
     """A = Σ_y L_hid(h_y), h_yz = Σ W_yzij… g¹ᵢ g²ⱼ …, each activation flattened.
 
-    L_hid acts on the hidden units z of each head y. Where [`hopfield_layers.HiddenSynapse`][] adds
-    the layers up, this multiplies them.
+    L_hid acts on the hidden units z of each head y. Layers enter h as a product, whereas in a
+    [`hopfield_layers.HiddenSynapse`][] they enter as a sum.
 
-    **Arguments and errors:** as for a `HiddenSynapse`, but for
+    **Arguments and errors:** as for a `HiddenSynapse`, except
 
     - `num_heads`: the number of heads, of `nhid` hidden units each.
     - `W`: the weights, if no key is passed, `(num_heads, nhid, *units)` with one axis per layer.
-        They decide the number of heads if `num_heads` is left out.
+        Its shape gives the number of heads if `num_heads` is left out.
 
     Examples:
         >>> synapse = hl.HiddenTensorSynapse((2, 2), nhid=1, W=jnp.ones((1, 1, 2, 2)))
@@ -221,11 +223,11 @@ class HiddenTensorSynapse(AbstractShaped):
 
 
 class MixerSynapse(AbstractShaped):
-    """A = Σ_y L_hid(h_y), h_yz = Σₙ Σ W_yzab g¹ₙₐ g²ₙᵦ: two layers of n tokens, token by token.
+    """A = Σ_y L_hid(h_y), h_yz = Σₙ Σ W_yzab g¹ₙₐ g²ₙᵦ: two layers of tokens n, summed over tokens.
 
     L_hid acts on the hidden units z of each head y.
 
-    **Arguments and errors:** as for an [`hopfield_layers.AttentionSynapse`][] without mask, but for
+    **Arguments and errors:** as for [`hopfield_layers.AttentionSynapse`][] without a mask, except
 
     - `shapes`: `(*tokens, d1)` and `(*tokens, d2)`, with the same number of tokens.
     - `num_heads`, `zspace_dim`: the number of heads, and of hidden units of each head.

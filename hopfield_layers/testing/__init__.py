@@ -1,9 +1,8 @@
-"""Laws of energy, to test your own Lagrangians, layers and networks against.
+"""Laws of energy, as property tests for your own Lagrangians, layers and networks.
 
-The strategies draw them and their states with Hypothesis, and the laws raise an `AssertionError`
-that says which of them is broken, where and by how much. `check_lagrangian`, `check_layer`,
-`check_synapse`, `check_network` and `check_model` try all of them at once. Needs the extra
-`testing`.
+The strategies draw these and their states with Hypothesis. The assertions raise an `AssertionError`
+that tells which law is broken, where and by how much. `check_lagrangian`, `check_layer`,
+`check_synapse`, `check_network` and `check_model` try all laws at once. Needs the extra `testing`.
 """
 
 try:

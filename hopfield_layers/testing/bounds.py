@@ -20,7 +20,7 @@ _NORMS = (hl.LLayerNorm, hl.LSphericalNorm)
 
 
 def energy_bound(model: hl.AbstractEnergyModel) -> Float[Array, ""] | None:
-    """A number that E never falls below, or None where no condition that is known gives one.
+    """A number that E never falls below, or None if no known condition gives one.
 
     −L(0) for a layer. For a [`hopfield_layers.HAM`][], in the order of preference:
 

@@ -48,7 +48,7 @@ def check_lagrangian(
     progress: bool | None = None,
     expected: Collection[str] = (),
 ) -> Report:
-    """Every law of a Lagrangian, and of a layer with it, over drawn states: a table, no test.
+    """Checks every law of a Lagrangian, and of a layer with it, at drawn states; returns a report.
 
     The laws are those of [`hopfield_layers.testing.assert_lagrangian`][] and, if they hold, those
     of [`hopfield_layers.testing.check_layer`][] for a layer with a bias and τ = 2. Every run draws
@@ -58,16 +58,16 @@ def check_lagrangian(
 
     - `lagrangian`: a [`hopfield_layers.AbstractLagrangian`][] or a plain convex callable.
     - `shape`: the shape of the states, of a few dozen units at most.
-    - `max_examples`: how many pairs of states to draw; a tenth of it for gradients and solves.
+    - `max_examples`: how many pairs of states to draw; a tenth of that for gradients and solves.
     - `scale`, `dtype`, `extremes`: as for [`hopfield_layers.testing.states`][]; plain callables
         seldom survive extremes.
-    - `progress`: whether to show the progress on stderr. By default if that is a terminal.
+    - `progress`: whether to show the progress on stderr. By default only if it is a terminal.
     - `expected`: names of laws that may be broken without ending the check.
 
     **Returns:** A [`hopfield_layers.testing.Report`][], with the simplest counterexample that
     Hypothesis finds for each law that is broken, and a program that reproduces it.
 
-    **Raises:** `TypeError` for what is no Lagrangian, such as a layer.
+    **Raises:** `TypeError` for something that is not a Lagrangian, such as a layer.
 
     Examples:
         >>> hl.testing.check_lagrangian(hl.LTanh(), max_examples=20).ok
@@ -98,9 +98,9 @@ def check_layer(
     progress: bool | None = None,
     expected: Collection[str] = (),
 ) -> Report:
-    """Every law of a layer's Lagrangian and, if they hold, of the layer.
+    """Checks every law of a layer's Lagrangian and, if they hold, of the layer.
 
-    These are those of [`hopfield_layers.testing.assert_energy_bounded`][],
+    The latter are those of [`hopfield_layers.testing.assert_energy_bounded`][],
     [`hopfield_layers.testing.assert_energy_descends`][] along both flows and
     [`hopfield_layers.testing.assert_gradients`][], and that a drive evaluates the activation once
     and compiles once. Arguments are those of [`hopfield_layers.testing.check_lagrangian`][].
@@ -129,25 +129,25 @@ def check_synapse(
     progress: bool | None = None,
     expected: Collection[str] = (),
 ) -> Report:
-    """Every law of a synapse, at drawn activations: a table, no test.
+    """Checks every law of a synapse, at drawn activations, and returns a report.
 
-    E_s is a scalar of the dtype of the activations, and neither jit, vmap nor another evaluation
-    changes it. It is finite, also far out, and E_s = −A. ∂A/∂g is that of central differences in
-    float64, its derivative is symmetric, and A doesn't jump. A field `mask` of booleans `(queries,
-    keys)` is honoured: a key that is left out of every query has no influence. The table also has
-    a property which is no law: whether A is convex along each layer, so that
+    E_s is a scalar of the dtype of the activations, and neither jit, vmap nor a second evaluation
+    changes it. It is finite, also for large activations, and E_s = −A. ∂A/∂g agrees with central
+    differences in float64, its derivative is symmetric, and A doesn't jump. If there is a field
+    `mask` of booleans `(queries, keys)`, a key that is left out of every query has no influence.
+    The report also has a property that is not a law: whether A is convex along each layer, so that
     [`hopfield_layers.BlockUpdates`][] can't raise E.
 
     **Arguments:**
 
-    - `synapse`: a [`hopfield_layers.AbstractSynapse`][], or a callable that returns an energy, or
-        an object with a method `energy` that does.
+    - `synapse`: a [`hopfield_layers.AbstractSynapse`][], a callable that returns an energy, or an
+        object whose method `energy` returns one.
     - `shapes`: the shapes of its activations, of a few dozen units at most.
     - others: as for [`hopfield_layers.testing.check_lagrangian`][].
 
     **Returns:** A [`hopfield_layers.testing.Report`][].
 
-    **Raises:** `TypeError` for what is no synapse.
+    **Raises:** `TypeError` for something that is not a synapse.
 
     Examples:
         >>> report = hl.testing.check_synapse(lambda g, h: -jnp.sum(g) * jnp.sum(h), [3, 2])
@@ -175,17 +175,17 @@ def check_network(
     progress: bool | None = None,
     expected: Collection[str] = (),
 ) -> Report:
-    """Every law of a network's layers and connections and, if they hold, of the network itself.
+    """Checks the laws of a network's layers and connections and, if they hold, of the network.
 
-    The laws of Lagrangians that aren't the library's own are those of
-    [`hopfield_layers.testing.check_lagrangian`][], those of the connections, at activations that
-    the layers have, those of [`hopfield_layers.testing.check_synapse`][], and those of the network
-    those of [`hopfield_layers.testing.check_model`][].
+    Lagrangians that aren't the library's own are checked as by
+    [`hopfield_layers.testing.check_lagrangian`][], connections as by
+    [`hopfield_layers.testing.check_synapse`][], at activations that their layers can have, and the
+    network as by [`hopfield_layers.testing.check_model`][].
 
     **Arguments:**
 
     - `ham`: a [`hopfield_layers.HAM`][] of a few dozen units at most.
-    - `max_examples`: how many states to draw; a tenth of it for gradients and solves.
+    - `max_examples`: how many states to draw; a tenth of that for gradients and solves.
     - `bound`, `progress`, `expected`: as for [`hopfield_layers.testing.check_model`][].
 
     Examples:
@@ -229,25 +229,25 @@ def check_model(
     progress: bool | None = None,
     expected: Collection[str] = (),
 ) -> Report:
-    """Every law of an energy model, at drawn states: a table, no test.
+    """Checks every law of an energy model, at drawn states, and returns a report.
 
-    E has a lower bound and is continuous; ∂E/∂x is that of central differences, and H u; E falls
-    along both flows; relaxations come to rest, and their derivatives are those of the rest; batches
-    don't mix; a drive evaluates each activation once and compiles once.
+    E has a lower bound and is continuous; ∂E/∂x agrees with central differences and with H u; E
+    falls along both flows; relaxations come to rest, and their derivatives are those of the fixed
+    point; no sample depends on its batch; a drive evaluates each activation once and compiles once.
 
     **Arguments:**
 
     - `model`: a [`hopfield_layers.AbstractEnergyModel`][].
     - `x`: a state, for its structure and shapes, of a few dozen units at most.
     - `bound`: what E should not fall below. By default
-        [`hopfield_layers.testing.energy_bound`][]. Where none is known a search tries to make E
-        fall without end; its failure proves nothing.
-    - `max_examples`: how many states to draw; a tenth of it for gradients, solves and rests.
+        [`hopfield_layers.testing.energy_bound`][]. If none is known, a search tries to make E fall
+        without end; if it finds nothing, that proves nothing.
+    - `max_examples`: how many states to draw; a tenth of that for gradients, solves and rests.
     - `progress`, `expected`: as for [`hopfield_layers.testing.check_lagrangian`][].
 
     **Returns:** A [`hopfield_layers.testing.Report`][].
 
-    **Raises:** `TypeError` for what is no model.
+    **Raises:** `TypeError` for something that is not a model.
 
     Examples:
         >>> class Spring(hl.AbstractEnergyModel):

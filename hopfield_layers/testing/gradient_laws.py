@@ -16,13 +16,13 @@ from .verdict import check, finite, Laws
 
 
 def assert_gradients(model: AbstractEnergyModel | LagrangianLike, x: StateLike) -> None:
-    """Derivatives by each parameter, and by each array of x, are those of central differences.
+    """Derivatives by each parameter, and by each array of x, agree with central differences.
 
-    Of L, g and E, and for a model of g, u and E and, by parameters, of H u and τ, along one
-    direction in each array. Computed in float64 whatever the dtype of x. The difference is
-    extrapolated to fourth order. Its tolerance is what the extrapolation changes, plus rounding
-    and, at a kink or beside a power, where the difference converges slower than h² or not at all,
-    an estimate of the remainder.
+    The derivatives are those of L, g and E, or for a model of g, u and E and, by parameters, of H u
+    and τ, along one direction in each array. They are computed in float64 whatever the dtype of x.
+    The difference is extrapolated to fourth order. The tolerance is the change by this
+    extrapolation, plus rounding and, at a kink or beside a power, where the difference converges
+    more slowly than h² or not at all, an estimate of the remainder.
 
     **Arguments:**
 

@@ -31,8 +31,9 @@ def assert_lagrangian(
     """L is convex, g = ∂L/∂x, E = Σ x·g − L, L(y) + E(x) − Σ g(x)·y ≥ 0, and none is NaN.
 
     Checks the laws of `hopfield_layers.testing.LAWS` from "scalar" to "Fenchel–Young" in this order
-    and in the dtype of x. A sum is right up to 64 ε of the sizes of its terms, of 1 for each unit,
-    and of what rounding its argument does to them; where these overflow the law is undecided.
+    and in the dtype of x. The tolerance of a sum is 64 ε times the sum of the sizes of its terms, 1
+    for each unit, and the change of the terms when the argument is rounded. Where these overflow
+    the law is undecided.
 
     **Arguments:**
 
@@ -40,7 +41,7 @@ def assert_lagrangian(
     - `x`, `y`: two states of one shape and dtype, of a few dozen units: H is formed.
 
     **Raises:** [`hopfield_layers.testing.Violation`][]; `ValueError` if x and y differ in shape or
-    dtype; `TypeError` for what is no Lagrangian.
+    dtype; `TypeError` for something that is not a Lagrangian.
 
     Examples:
         >>> x, y = jnp.array([0.5, -1.0]), jnp.array([2.0, 0.0])

@@ -37,7 +37,8 @@ def assert_energy_bounded(
 ) -> None:
     """E(x) ≥ −L(0) for a layer, E(x) ≥ bound for any model, and batches change no sample's results.
 
-    Up to 64 ε of the sizes of x·g, of E, of 1 for each unit, and of what rounding x does to E.
+    The tolerance is 64 ε times the sum of the sizes of x·g and of E, 1 for each unit, and the
+    change of E when x is rounded.
 
     **Arguments:**
 
@@ -46,7 +47,7 @@ def assert_energy_bounded(
     - `bound`: what E should not fall below. By default [`hopfield_layers.testing.energy_bound`][].
 
     **Raises:** [`hopfield_layers.testing.Violation`][]; `ValueError` if no bound is known or given;
-    `TypeError` for what is no model.
+    `TypeError` for something that is not a model.
 
     Examples:
         >>> hl.testing.assert_energy_bounded(hl.ExpLayer(2), jnp.zeros(2), bound=-2.0)
@@ -81,10 +82,10 @@ def assert_energy_descends(
 ) -> None:
     """∂E/∂x = H u and dE/dt ≤ 0 at every step of a solve, and E falls from step to step.
 
-    Up to 64 ε of their terms. ∂E/∂x at x0 is that of central differences of E in float64, so that
-    no custom rule of a derivative is trusted. A solve that rejects every step while dE/dt < 0
-    doesn't descend. Controllers other than [`hopfield_layers.energy_descent`][] may miss the
-    descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
+    The tolerance is 64 ε of the terms. ∂E/∂x at x0 is computed by central differences of E in
+    float64, so that no custom derivative rule is trusted. A solve that rejects every step while
+    dE/dt < 0 doesn't descend. Controllers other than [`hopfield_layers.energy_descent`][] may miss
+    the descent by rtol·|x| + atol in each unit times ∂E/∂x, and by more where the solver's error
     estimate fails, as at the limit of its stability.
 
     **Arguments:**
@@ -95,7 +96,7 @@ def assert_energy_descends(
     - `t1`: the end. By default 10 times the largest τ.
     - `stepsize_controller`: by default `diffrax.PIDController(rtol=1e-3, atol=1e-6)` under
         [`hopfield_layers.energy_descent`][].
-    - `options`: others of [`hopfield_layers.solve`][]; a run out of steps is no violation.
+    - `options`: others of [`hopfield_layers.solve`][]; running out of steps is not a violation.
 
     **Raises:** [`hopfield_layers.testing.Violation`][], and as [`hopfield_layers.solve`][].
 

@@ -1,4 +1,4 @@
-"""A test of its own for each law of each object, under pytest."""
+"""Pytest tests for each law of each object."""
 
 import dataclasses
 import functools
@@ -34,18 +34,17 @@ def parametrize_with_laws(
     expected_failures: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a test of each law of each object, for pytest: `object-law` is its name.
+    """Makes a pytest test for each law of each object, with the name `object-law`.
 
     The test takes one argument, `law`, and calls it. An object is checked once in each process. A
-    law that wasn't tried, as one that it presumes is broken or it says nothing about the object, is
-    skipped.
+    law that wasn't tried is skipped: it doesn't apply, or presumes a law that is broken.
 
     **Arguments:**
 
     - `objects`: a dict by name, or a list of objects: Lagrangians and convex callables, layers,
         networks, pairs `(synapse, shapes)` and pairs `(model, x)`.
     - `expected_failures`: reasons by law, or by `object-law`. Such a law fails if it holds.
-    - `options`: of all checks, such as `max_examples`.
+    - `options`: options of all checks, such as `max_examples`.
 
     **Raises:** `ValueError` for an expected failure of no law of these objects.
 

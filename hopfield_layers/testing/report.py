@@ -9,11 +9,12 @@ from .verdict import LAWS, PROPERTIES
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The result of a run for one law, or for a property that is no law.
+    """The result of a run for one law, or for a property that is not a law.
 
-    `examples` counts those at which the laws before it held, and `worst` is the largest violation
-    in units of what rounding explains: up to 1 it holds. `counterexample` is None, or the text of
-    the simplest violation. `part` is the layer or connection, "" for what was checked as a whole.
+    `examples` is the number of examples at which the previous laws held. `worst` is the largest
+    violation in units of the allowed rounding error: the law holds if it is at most 1.
+    `counterexample` is None, or the text of the simplest violation. `part` is the layer or
+    connection, "" for the whole object.
     """
 
     law: str
@@ -42,7 +43,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What [`hopfield_layers.testing.check_lagrangian`][] and its kin return; prints as a table.
+    """The result of [`hopfield_layers.testing.check_lagrangian`][] etc., which prints as a table.
 
     `notes` are sentences about what wasn't tried, or what a verdict means.
     """

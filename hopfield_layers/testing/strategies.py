@@ -1,7 +1,7 @@
 """Hypothesis strategies for Lagrangians, layers, networks and their states.
 
-Arguments are values or strategies for them. Shapes and dtypes come from few, so that a run compiles
-a handful of programs; everything that shrinks does so towards zeros and ones.
+Arguments are values or strategies for them. There are only a few shapes and dtypes, so that a run
+compiles a handful of programs. Examples shrink towards zeros and ones.
 """
 
 import inspect
@@ -51,14 +51,14 @@ _PARAMETERS = {
 def lagrangians(
     kind: ValueOrStrategy[Callable[..., hl.AbstractLagrangian]] | None = None, **parameters: object
 ) -> SearchStrategy[hl.AbstractLagrangian]:
-    """The library's Lagrangians, with parameters of any size that is of use.
+    """The library's Lagrangians, with parameters of any useful size.
 
     **Arguments:**
 
     - `kind`: a class, or a strategy for one. By default any of the library's.
     - `parameters`: by name, such as `beta=2.0` or `beta=st.floats(0.5, 2.0)`; a class takes those
-        that it has. By default β, s and γ between 0.01 and 100, δ within ±2, n and p between 1.25
-        and 4, α between 1.125 and 3; all others as the class has them.
+        that it has. By default β, s and γ are between 0.01 and 100, δ within ±2, n and p between
+        1.25 and 4, and α between 1.125 and 3; all others have their own defaults.
 
     Examples:
         >>> strategy = hl.testing.lagrangians(hl.LTanh, beta=3.0)
@@ -120,7 +120,7 @@ def networks(
     tau: ValueOrStrategy[ArrayLike] | None = None,
     bias: Literal["any"] | None = "any",
 ) -> SearchStrategy[hl.HAM]:
-    """Small networks with random weights, whose energy has a lower bound that is known.
+    """Small networks with random weights, whose energy has a known lower bound.
 
     **Arguments:**
 
@@ -192,7 +192,7 @@ def states(
     **Arguments:**
 
     - `model`: a layer or network, a shape, or a tree of arrays or of anything with a shape.
-    - `scale`: the size of the entries, or a strategy for it. By default of 1e-6 to 1e4.
+    - `scale`: the size of the entries, or a strategy for it. By default from 1e-6 to 1e4.
     - `dtype`: the dtype or a strategy for it. By default JAX's own.
     - `batch`: the batch axes, a tuple of sizes, or a strategy for one.
     - `extremes`: whether an entry may also be the dtype's largest, smallest or a subnormal one,

@@ -50,8 +50,8 @@ PROPERTIES = {
 class Violation(AssertionError):
     """A law that doesn't hold; `law` is its name.
 
-    The text has the law's formula with the numbers, the unit at which it is missed the most, by how
-    much, and what rounding explains.
+    The text has the law's formula with the numbers, the unit at which it is missed by the most, by
+    how much, and how much rounding explains.
     """
 
     def __init__(self, law: str, text: str):
