@@ -174,7 +174,7 @@ def relax(
 
 def _check_positive(numbers: dict[str, Any]) -> None:
     for name, number in numbers.items():
-        if number.shape == () and not 0 < float(number) < math.inf:
+        if not 0 < float(number) < math.inf:
             raise ValueError(f"Expected a finite {name} > 0, got {number}.") from None
 
 
@@ -184,8 +184,6 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
     problem = InitialValueProblem(arguments)
     dtype, errors = problem.dtype, problems.not_finite_error(problem.x0)
     for name, number in numbers.items():
-        if number.shape != ():
-            raise ValueError(f"Expected {name} to be one number, got shape {number.shape}.")
         errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
     errors = Errors.of(errors)
     if throw:
