@@ -32,6 +32,7 @@ What each file tests:
 | `test_solve` | solutions are SciPy's, and every solver and option of Diffrax works |
 | `test_straight_line` | unrolled steps and their derivatives are those of Diffrax's own solvers |
 | `test_replay` | gradients of solutions are those of their steps, in bounded memory |
+| `test_langevin` | samples at finite temperature have the density exp(−E/T) |
 | `test_inputs` | inputs that change in time are seen by every solver, sample by sample |
 | `test_relax` | relaxations reach fixed points, say whether they did, and have right derivatives |
 | `test_fixed_points` | rests, saddles, eigenvalues and shares are those of closed forms |

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack
+from typing import Any, Never, TypedDict, Unpack
 
 import diffrax
 import equinox as eqx
@@ -117,16 +117,21 @@ def solve(
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
     if throw:
-        _check_times(start, end)
+        check_times(start, end)
     limits = {"max_steps": max_steps, "batch_size": batch_size, "throw": throw}
     solution, errors = _solve(arguments=arguments, times=times, **limits, **tools)
     if (message := errors.first) is not None:
-        problems.raise_if_not_finite(arguments.x0)
-        _check_times(start, end)
-        if message in grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end)):
-            raise ValueError(message)
-        raise eqx.EquinoxRuntimeError(message)
+        raise_first(message, arguments, start, end)
     return errors.raised_in(solution) if throw else solution
+
+
+def raise_first(message: str, arguments: ProblemArguments, t0: Any, t1: Any) -> Never:
+    """Raises the error of this message, with the numbers where they are known."""
+    problems.raise_if_not_finite(arguments.x0)
+    check_times(t0, t1)
+    if message in grid_errors(arguments.inputs, jnp.asarray(t0), jnp.asarray(t1)):
+        raise ValueError(message)
+    raise eqx.EquinoxRuntimeError(message)
 
 
 @problems.flat_jit
@@ -143,18 +148,18 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     controller = problems.in_dtype(controller, problem.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
     # In the dtype of the solve, which they would otherwise widen.
-    saveat = _with_times(saveat, lambda ts: ts.astype(problem.dtype))
+    saveat = with_times(saveat, lambda ts: ts.astype(problem.dtype))
     problems.check_adaptive(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
         raise ValueError("Constant steps need their size, dt0.")
     errors = Errors.of({})
     if throw:
-        errors = _errors_at_start(problem, t0, t1, check_rates=not constant)
+        errors = errors_at_start(problem, t0, t1, check_rates=not constant)
         # With an error there is nothing to solve, and no other error to find.
         is_wrong = errors.index >= 0
         t0, t1 = (jnp.where(is_wrong, 0, t) for t in (t0, t1))
-        saveat = _with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
+        saveat = with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
     replays = set(options) <= {"progress_meter"}
     replays = replays and can_replay(solver, controller, saveat, max_steps, problem.field.inputs)
     replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
@@ -170,7 +175,7 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     else:
         solution = run((problem, t0, t1), saveat)
     if throw:
-        errors |= _errors_at_end(solution, saveat, problem.dtype)
+        errors |= errors_at_end(solution, saveat, problem.dtype)
     return solution, errors
 
 
@@ -208,7 +213,7 @@ def _bounded_term(field: EnergyFlow) -> diffrax.ODETerm:
     return diffrax.ODETerm(BoundedFlow(field))
 
 
-def _check_times(t0: Any, t1: Any) -> None:
+def check_times(t0: Any, t1: Any) -> None:
     """Raises an error with the numbers if they are known not to be in order."""
     if isinstance(t0, Tracer) or isinstance(t1, Tracer):
         return
@@ -216,7 +221,7 @@ def _check_times(t0: Any, t1: Any) -> None:
         raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
 
 
-def _errors_at_start(
+def errors_at_start(
     problem: InitialValueProblem, t0: Array, t1: Array, check_rates: bool
 ) -> Errors:
     """Whether x0, the times, or rates that are to be checked are out of range."""
@@ -238,7 +243,7 @@ def _errors_at_start(
     return Errors.of(errors)
 
 
-def _errors_at_end(solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DTypeLike) -> Errors:
+def errors_at_end(solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DTypeLike) -> Errors:
     """Whether a solver failed, or a state that was saved is not finite, in any sample."""
 
     def is_beyond(sub, ts, ys):
@@ -255,7 +260,13 @@ def _errors_at_end(solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DT
     return errors | Errors.of({_BEYOND.format(dtype=dtype): beyond})
 
 
-def _with_times(saveat: diffrax.SaveAt, fn: Callable[[Array], Array]) -> diffrax.SaveAt:
+def times_of(saveat: diffrax.SaveAt) -> list[Array]:
+    """The times at which `saveat` saves."""
+    subs = jax.tree.leaves(saveat.subs, is_leaf=_is_sub)
+    return [sub.ts for sub in subs if sub.ts is not None and sub.ts.size > 0]
+
+
+def with_times(saveat: diffrax.SaveAt, fn: Callable[[Array], Array]) -> diffrax.SaveAt:
     """`saveat` with `fn` of its times."""
 
     def convert(sub):
