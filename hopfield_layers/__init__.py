@@ -29,7 +29,8 @@ import typing
 # isort: off
 from .dynamics import (
     BlockUpdates, energy_descent, EnergyFlow, ETD2RK, ETD4RK, fixed_points, FixedPoints,
-    InputsWithJumps, newton_krylov, PiecewiseConstantInterpolation, relax, Relaxation, solve,
+    InputsWithJumps, langevin, newton_krylov, PiecewiseConstantInterpolation, relax, Relaxation,
+    solve,
 )
 from .lagrangians import (
     AbstractLagrangian, as_lagrangian, LCosh, LEntmax, LExp, LGhostmax, LIdentity, LLayerNorm,
@@ -68,7 +69,8 @@ __all__ = [
     "MixerSynapse", "PiecewiseConstantInterpolation", "PowerLayer", "Relaxation", "ReluLayer",
     "RepuLayer", "RexpLayer", "SelfAttentionSynapse", "SigmoidLayer", "SoftmaxLayer",
     "SparsemaxLayer", "SphericalNormLayer", "TanhLayer", "as_lagrangian", "energy_descent",
-    "fixed_points", "make_layer", "newton_krylov", "relax", "solve", "trainable_weights",
+    "fixed_points", "langevin", "make_layer", "newton_krylov", "relax", "solve",
+    "trainable_weights",
 ]
 # fmt: on
 

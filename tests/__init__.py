@@ -32,6 +32,7 @@ What each file tests:
 | `test_solve` | solutions agree with SciPy's, and every solver and option of Diffrax works |
 | `test_straight_line` | unrolled steps and their derivatives are those of Diffrax's own solvers |
 | `test_replay` | gradients of solutions are those of their steps, in bounded memory |
+| `test_langevin` | samples at finite temperature have the density exp(−E/T) |
 | `test_inputs` | every solver steps to the changes of inputs in time, for each sample |
 | `test_relax` | relaxations reach fixed points, report whether they did, and are differentiable |
 | `test_fixed_points` | fixed points, eigenvalues and shares agree with closed forms |

@@ -9,6 +9,7 @@ from .inputs import (
     InputsWithJumps as InputsWithJumps,
     PiecewiseConstantInterpolation as PiecewiseConstantInterpolation,
 )
+from .langevin import langevin as langevin
 from .newton_krylov import newton_krylov as newton_krylov
 from .relax import relax as relax, Relaxation as Relaxation
 from .solve import solve as solve

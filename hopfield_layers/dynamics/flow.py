@@ -98,10 +98,14 @@ class EnergyFlow(eqx.Module):
         """τ dx/dt, given the drive u."""
         if self.flow == "state":
             _, u = jax.jvp(self.model.activations, (x,), (u,))
+        return self.unless_held(x, jax.tree.map(jnp.negative, u))
+
+    def unless_held(self, x: PyTree[Array], rates: PyTree[Array]) -> PyTree[Array]:
+        """The rates of the free units, and 0 for the clamped ones."""
         if self.clamp is None:
-            return jax.tree.map(jnp.negative, u)
+            return rates
         held = like_state(x, self.clamp.held, "clamp")
-        return jax.tree.map(lambda held, u: jnp.where(held, 0, -u), held, u)
+        return jax.tree.map(lambda held, rate: jnp.where(held, 0, rate), held, rates)
 
     def drive(self, t: Real[ArrayLike, ""], x: PyTree[Array]) -> PyTree[Array]:
         """u = ∂E/∂g − I."""

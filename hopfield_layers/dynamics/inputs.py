@@ -175,22 +175,25 @@ def split_samples(inputs: Any, x0: PyTree[Array], batch: tuple[int, ...]) -> tup
     return varying, eqx.tree_at(lambda path: path.ys, inputs, shared)
 
 
+def bends_and_jumps(inputs: Inputs) -> tuple[Array | None, Array | None]:
+    """The times at which the inputs bend and those at which they jump, if they are known."""
+    if isinstance(inputs, diffrax.LinearInterpolation):
+        return inputs.ts, None
+    if isinstance(inputs, PiecewiseConstantInterpolation):
+        return None, inputs.ts
+    return None, inputs.jump_ts if isinstance(inputs, InputsWithJumps) else None
+
+
 def steps_to_inputs(
     controller: diffrax.AbstractStepSizeController, inputs: Inputs
 ) -> diffrax.AbstractStepSizeController:
     """The controller, modified so that steps end at the times where the inputs jump or bend."""
-    bends = jumps = None
-    if isinstance(inputs, diffrax.LinearInterpolation):
-        bends = inputs.ts
-    elif isinstance(inputs, PiecewiseConstantInterpolation):
-        jumps = inputs.ts
-    elif isinstance(inputs, InputsWithJumps):
-        jumps = inputs.jump_ts
+    bends, jumps = bends_and_jumps(inputs)
     is_smooth = bends is None and (jumps is None or len(jumps) == 0)
     if is_smooth or isinstance(controller, diffrax.StepTo):
         return controller
     if isinstance(controller, diffrax.ConstantStepSize):
-        controller = _ConstantSteps()
+        controller = ConstantSteps()
     if not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         raise ValueError(
             "Expected an adaptive step size controller, or constant steps, for inputs that change "
@@ -199,7 +202,7 @@ def steps_to_inputs(
     return diffrax.ClipStepSizeController(controller, bends, jumps)
 
 
-class _ConstantSteps(diffrax.AbstractAdaptiveStepSizeController):
+class ConstantSteps(diffrax.AbstractAdaptiveStepSizeController):
     """Constant steps as an adaptive controller, because diffrax shortens the steps of no other."""
 
     # For root finders that use the controller's tolerances.

@@ -1,26 +1,31 @@
 """Solutions of a model's flow, sample by sample."""
 
-import math
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree, Real
 
 from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
 from .closures import closes_over_tracers
 from .descent import descend_along
-from .flow import BoundedFlow, EnergyFlow, max_rate
-from .inputs import grid_errors, Inputs, steps_to_inputs
+from .flow import BoundedFlow, EnergyFlow
+from .inputs import Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
-from .replay import can_replay, Replay, replayed, saves_states
+from .replay import can_replay, Replay, replayed
 from .run_time_errors import Errors
+from .solve_errors import (
+    check_times,
+    errors_at_end,
+    errors_at_start,
+    raise_first,
+    time_errors,
+    with_times,
+)
 from .state_trees import without_derivatives
 from .straight_line import straight_line
 
@@ -125,15 +130,10 @@ def solve(
     tools = {"solver": solver, "controller": stepsize_controller, "saveat": saveat}
     tools = problems.with_array_floats(tools | {"options": options}, dtype)
     if throw:
-        _check_times(start, end)
+        check_times(start, end)
     solution, errors = _solve(arguments=arguments, times=times, throw=throw, **limits, **tools)
     if (message := errors.first) is not None:
-        problems.raise_if_not_finite(arguments.x0)
-        _check_times(start, end)
-        grids = grid_errors(arguments.inputs, jnp.asarray(start), jnp.asarray(end))
-        if message in _WRONG_TIMES or message in grids:
-            raise ValueError(message)
-        raise eqx.EquinoxRuntimeError(message)
+        raise_first(message, arguments, start, end)
     return errors.raised_in(solution) if throw else solution
 
 
@@ -149,18 +149,18 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     controller = problems.in_dtype(controller, problem.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
     # In the dtype of the solve, which they would otherwise widen.
-    saveat = _with_times(saveat, lambda ts: ts.astype(problem.dtype))
+    saveat = with_times(saveat, lambda ts: ts.astype(problem.dtype))
     problems.check_adaptive(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
         raise ValueError("Constant steps need their size, dt0.")
     errors = Errors.of({})
     if throw:
-        errors = Errors.of(_time_errors(saveat, controller, t0, t1, dt0))
-        errors |= _errors_at_start(problem, t0, t1, check_rates=not constant)
+        errors = Errors.of(time_errors(saveat, controller, t0, t1, dt0))
+        errors |= errors_at_start(problem, t0, t1, check_rates=not constant)
         # With an error there is nothing to solve, and no other error to find, by diffrax either.
         is_wrong = errors.index >= 0
-        saveat = _with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
+        saveat = with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
         dt0 = None if dt0 is None else jnp.where(is_wrong, 1, dt0)
         t0, t1 = (jnp.where(is_wrong, 0, t) for t in (t0, t1))
         if isinstance(controller, diffrax.StepTo):
@@ -182,7 +182,7 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     else:
         solution = run((problem, t0, t1), saveat)
     if throw:
-        errors |= _errors_at_end(solution, saveat, problem.dtype)
+        errors |= errors_at_end(solution, saveat, problem.dtype)
     return solution, errors
 
 
@@ -218,96 +218,3 @@ def _term_of(controller: diffrax.AbstractStepSizeController) -> Callable[..., di
 
 def _bounded_term(field: EnergyFlow) -> diffrax.ODETerm:
     return diffrax.ODETerm(BoundedFlow(field))
-
-
-def _check_times(t0: Any, t1: Any) -> None:
-    """Raises an error with the numbers if they are known not to be in order."""
-    if isinstance(t0, Tracer) or isinstance(t1, Tracer):
-        return
-    if not -math.inf < float(t0) < float(t1) < math.inf:
-        raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
-
-
-def _time_errors(
-    saveat: diffrax.SaveAt,
-    controller: diffrax.AbstractStepSizeController,
-    t0: Array,
-    t1: Array,
-    dt0: Array | None,
-) -> dict[str, Bool[Array, ""]]:
-    """Whether the times are out of order."""
-    errors = {_NOT_IN_ORDER: ~(jnp.isfinite(t0) & (t1 > t0) & jnp.isfinite(t1))}
-    if dt0 is not None:
-        errors[_WRONG_STEP] = ~(dt0 > 0)
-    times = [s.ts for s in jax.tree.leaves(saveat.subs, is_leaf=_is_sub) if s.ts is not None]
-    if times:
-        within = [jnp.all((ts >= t0) & (ts <= t1)) & jnp.all(jnp.diff(ts) >= 0) for ts in times]
-        errors[_WRONG_SAVEAT] = ~jnp.all(jnp.array(within))
-    if isinstance(controller, diffrax.StepTo):
-        ts = controller.ts
-        errors[_WRONG_STEPS] = ~(jnp.all(jnp.diff(ts) > 0) & (ts[0] == t0) & (ts[-1] == t1))
-    return errors
-
-
-def _errors_at_start(
-    problem: InitialValueProblem, t0: Array, t1: Array, check_rates: bool
-) -> Errors:
-    """Whether x0, a grid of inputs, or rates that are to be checked are out of range."""
-
-    def is_beyond(x, rate):
-        # At the clipped rate such a unit still crosses |x| within the rounding of t1 − t0.
-        instantaneous = jnp.abs(x) < jnp.finfo(rate.dtype).eps * (t1 - t0) * max_rate(rate)
-        return jnp.any(~((jnp.abs(rate) < max_rate(rate)) | instantaneous) | jnp.isnan(rate))
-
-    def rates_are_beyond(field, x0):
-        beyond = jax.tree.leaves(jax.tree.map(is_beyond, x0, field(t0, x0)))
-        return jnp.any(jnp.array(beyond))
-
-    errors = problems.not_finite_error(problem.x0)
-    errors |= grid_errors(problem.field.inputs, t0, t1)
-    if check_rates:
-        errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(problem.map(rates_are_beyond))
-    return Errors.of(errors)
-
-
-def _errors_at_end(solution: diffrax.Solution, saveat: diffrax.SaveAt, dtype: DTypeLike) -> Errors:
-    """Whether a solver failed, or a state that was saved is not finite, in any sample."""
-
-    def is_beyond(sub, ts, ys):
-        if not saves_states(sub):
-            return False
-        # Room for steps that were not taken is infinite in both.
-        finite = [jnp.isfinite(y).all(tuple(range(ts.ndim, y.ndim))) for y in jax.tree.leaves(ys)]
-        return jnp.any(jnp.isfinite(ts) & ~jnp.array(finite))
-
-    results = jnp.where(diffrax.is_okay(solution.result), -1, solution.result._value)
-    errors = Errors(tuple(diffrax.RESULTS._index_to_message), jnp.max(results, initial=-1))
-    beyond = jax.tree.map(is_beyond, saveat.subs, solution.ts, solution.ys, is_leaf=_is_sub)
-    beyond = jnp.any(jnp.array(jax.tree.leaves(beyond)))
-    return errors | Errors.of({_BEYOND.format(dtype=dtype): beyond})
-
-
-def _with_times(saveat: diffrax.SaveAt, fn: Callable[[Array], Array]) -> diffrax.SaveAt:
-    """`saveat` with `fn` of its times."""
-
-    def convert(sub):
-        return sub if sub.ts is None else eqx.tree_at(lambda s: s.ts, sub, fn(sub.ts))
-
-    subs = jax.tree.map(convert, saveat.subs, is_leaf=_is_sub)
-    return eqx.tree_at(lambda s: s.subs, saveat, subs, is_leaf=lambda x: x is None)
-
-
-def _is_sub(node: object) -> bool:
-    return isinstance(node, diffrax.SubSaveAt)
-
-
-_NOT_IN_ORDER = "Expected finite times with t1 > t0."
-_WRONG_STEP = "Expected dt0 > 0."
-_WRONG_SAVEAT = "Expected times ts of SaveAt that increase, from t0 to t1 at most."
-_WRONG_STEPS = "Expected times ts of StepTo that increase, from ts[0] = t0 to ts[-1] = t1."
-_WRONG_TIMES = (_NOT_IN_ORDER, _WRONG_STEP, _WRONG_SAVEAT, _WRONG_STEPS)
-_BEYOND = (
-    "x or dx/dt left the range of {dtype}, or the inputs or the model's parameters are NaN. Start "
-    'nearer to the bias, take smaller steps, follow flow="activation", or solve in float64 '
-    '(jax.config.update("jax_enable_x64", True)).'
-)

@@ -41,7 +41,8 @@ def plot_energy(
     Examples:
         >>> import diffrax
         >>> layer, saveat = hl.ExpLayer(3), diffrax.SaveAt(t0=True, steps=True)
-        >>> solution = hl.solve(layer, jnp.ones((2, 3)), t1=10.0, saveat=saveat)
+        >>> x0 = jnp.array([[1.0, 0.5, -0.5], [2.0, -1.0, 0.0]])
+        >>> solution = hl.solve(layer, x0, t1=10.0, saveat=saveat)
         >>> ax = hl.plotting.plot_energy(layer, solution)
     """
     t, x = times_and_states(path)

@@ -47,9 +47,12 @@ def plot_landscape(
     or with fewer than two values.
 
     Examples:
-        >>> layer = hl.TanhLayer(2)
-        >>> points = hl.fixed_points(layer, jnp.zeros((1, 2)))
-        >>> ax = hl.plotting.plot_landscape(layer, jnp.linspace(-2, 2, 30), points=points)
+        >>> pair = lambda g: -0.75 * jnp.sum(g**2) - 0.15 * g[0] * g[1]  # the energy of a synapse
+        >>> ham = hl.HAM({"x": hl.TanhLayer(2)}, {"pair": pair}, [(("x",), "pair")])
+        >>> x = jnp.linspace(-2, 2, 61)
+        >>> starts = jnp.stack(jnp.meshgrid(x[::10], x[::10]), -1).reshape(-1, 2)
+        >>> points = hl.fixed_points(ham, {"x": starts})
+        >>> ax = hl.plotting.plot_landscape(ham, x, points=points)
     """
     x, y, grid = _grid(model, x, y)
     field = EnergyFlow(model, inputs=inputs)
@@ -86,8 +89,8 @@ def plot_phase_portrait(
     **Raises:** `ValueError` as in `plot_landscape`, and for values that are not equally spaced.
 
     Examples:
-        >>> pair = hl.ReluLayer(2)
-        >>> ax = hl.plotting.plot_phase_portrait(pair, jnp.linspace(-2, 2, 20), flow="state")
+        >>> relu = hl.ReluLayer(2)  # units below 0 are dead under the state flow
+        >>> ax = hl.plotting.plot_phase_portrait(relu, jnp.linspace(-2, 2, 20), flow="state")
     """
     x, y, grid = _grid(model, x, y)
     if not all(np.allclose(np.diff(values, 2), 0, atol=1e-6 * np.ptp(values)) for values in (x, y)):

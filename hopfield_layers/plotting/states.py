@@ -50,7 +50,8 @@ def plot_states(
     [`hopfield_layers.plotting.plot_energy`][].
 
     Examples:
-        >>> x = jax.random.normal(jax.random.key(0), (5, 8, 6))
+        >>> image = jnp.sin(jnp.arange(8.0))[:, None] * jnp.cos(jnp.arange(6.0))
+        >>> x = jnp.geomspace(2.0, 0.1, 5)[:, None, None] * image  # five states, which fade
         >>> ax = hl.plotting.plot_states(hl.TanhLayer((8, 6)), x, activations=True)
     """
     t, x = None, path
