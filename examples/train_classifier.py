@@ -11,8 +11,9 @@ pixels). Noise in what is known (σ = 1 in x, which lies within ±3.9) keeps the
 single pixels. The same weights then read test digits, at least as well as scikit-learn's MLP of as
 many hidden units, which is trained to do nothing else and without noise; they complete halves of
 test digits, which an MLP can't; and they draw a digit of each class, blurred as its mean is.
-The settings, the noise among them, were chosen by the score on these same test digits, and 6 of
-1000 digits are within its binomial error, so that this shows no lead over the MLP.
+On the last fifth of the training digits a noise of σ = 0.5 reads as well as one of 1, and 2 reads
+worse. The other settings were chosen by the score on these same test digits, and 6 of 1000 digits
+are within its binomial error, so that this shows no lead over the MLP.
 
 Prints a table and writes a picture, next to this file or to `--out FOLDER`.
 """
