@@ -1,9 +1,9 @@
 """The laws of `hopfield_layers.testing`, tried on the Lagrangians and layers of HAMUX 0.2.2.
 
-`pip install ".[bench]" && python examples/hamux_report.py` prints how many laws each of them keeps,
-and the simplest counterexample to each that it breaks. Lagrangians are checked as plain callables;
-a layer is one of HAMUX's with its own energy and activation, with τ = 1 and without synapses, so
-that ∂E/∂g = x.
+`pip install ".[bench]" && python examples/hamux_report.py` prints how many laws hold for each of
+them, and the simplest counterexample to each that it breaks. Lagrangians are checked as plain
+callables; a layer is one of HAMUX's with its own energy and activation, with τ = 1 and without
+synapses, so that ∂E/∂g = x.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     arguments = parser.parse_args()
     texts = []
-    print(f"| of HAMUX 0.2.2, {tuple(arguments.shape)} units | keeps | breaks |\n|---|---|---|")
+    print(f"| of HAMUX 0.2.2, {tuple(arguments.shape)} units | holds | breaks |\n|---|---|---|")
     of_each = reports(arguments.only, tuple(arguments.shape), arguments.examples)
     for name, report in of_each:
         broken = [finding for finding in report.findings if finding.is_broken]

@@ -19,10 +19,10 @@ def assert_gradients(model: AbstractEnergyModel | LagrangianLike, x: StateLike) 
     """Derivatives by each parameter, and by each array of x, are those of central differences.
 
     Of L, g and E, and for a model of g, u and E and, by parameters, of H u and τ, along one
-    direction in each array. Computed in float64 whatever the dtype of x. The difference is
-    extrapolated to fourth order. Its tolerance is what the extrapolation changes, plus rounding
-    and, at a kink or beside a power, where the difference converges slower than h² or not at all,
-    an estimate of the remainder.
+    direction in each array. Computed in float64 whatever the dtype of x. Where a result is convex
+    or concave within a step, its derivative lies between the one-sided differences; at a kink it
+    may be any of those. A disagreement counts if it doesn't vanish with the step, up to 64 ε of the
+    terms divided by the step.
 
     **Arguments:**
 
