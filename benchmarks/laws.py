@@ -199,8 +199,9 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Iterator[L
             if only is None or name in only:
                 yield name, count, of_synapse(np.random.default_rng(i), synapse, count, dtype)
     first, each = arguments.first_structure, arguments.states
-    for seed in range(first, first + arguments.structures):
-        count = arguments.networks // arguments.structures
+    structures = min(arguments.structures, arguments.networks)
+    for seed in range(first, first + structures):
+        count = arguments.networks // structures
         yield f"networks {seed}", count * each, of_networks(seed, count, each)
 
 

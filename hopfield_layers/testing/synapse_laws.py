@@ -254,6 +254,18 @@ def _masked(synapse, mask: Bool[Array, "q k"], gs: Activations, others) -> list[
     size = rounding(jnp.max(jnp.abs(slopes)), 1.0)
     return [
         Measured(changed, value, rounding(value, 1.0), {}, subject="A(g) with another masked key"),
-        Measured(new_slopes, slopes, size, {}, subject="∂A/∂g with another masked key"),
-        Measured(own, jnp.zeros_like(own), size, {}, subject="∂A/∂g of a masked key"),
+        Measured(
+            new_slopes,
+            slopes,
+            jnp.broadcast_to(size, slopes.shape),
+            {},
+            subject="∂A/∂g with another masked key",
+        ),
+        Measured(
+            own,
+            jnp.zeros_like(own),
+            jnp.broadcast_to(size, own.shape),
+            {},
+            subject="∂A/∂g of a masked key",
+        ),
     ]
