@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     arguments = parser.parse_args()
     texts = []
-    print(f"| of HAMUX 0.2.2, {tuple(arguments.shape)} units | keeps | breaks |\n|---|---|---|")
+    print(f"| of HAMUX 0.2.2, {tuple(arguments.shape)} units | holds | breaks |\n|---|---|---|")
     of_each = reports(arguments.only, tuple(arguments.shape), arguments.examples)
     for name, report in of_each:
         broken = [finding for finding in report.findings if finding.is_broken]
