@@ -5,10 +5,10 @@ parameters and states of any size, and for random networks, there should be none
 table has the number of examples, the largest excess in units of the rounding error that is allowed,
 and how many are more than 1.
 
-`python -m benchmarks.laws --examples 10000 --networks 200` is the full sweep, of about an hour on
-one core: each of 25 structures of networks is compiled for itself, and has 8 networks with 50
-states each. `--minutes` begins nothing new after that time, and a line says how much was done;
-`--first-structure` goes on from there.
+`python -m benchmarks.laws --examples 10000 --networks 200` is the full sweep: each of 25 structures
+of networks is compiled for itself, and has 8 networks with 50 states each. `--minutes` begins
+nothing new after that time, and a line says how much was done; `--first-structure` goes on from
+there.
 """
 
 import argparse
