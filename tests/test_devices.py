@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -59,7 +60,10 @@ def test_two_processes():
 def test_a_process_that_dies_is_an_error_in_the_others():
     with two_processes("--rounds", "1000000", "--heartbeat", "10") as (first, second):
         assert first.stdout is not None
-        assert any("1.000" in line for line in first.stdout)
+        too_late = threading.Timer(120, first.kill)
+        too_late.start()
+        assert any(" 1.000 " in line for line in first.stdout)
+        too_late.cancel()
         second.kill()
         output, _ = first.communicate(timeout=60)
         assert first.returncode != 0, output

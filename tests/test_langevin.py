@@ -125,6 +125,31 @@ def test_derivatives_are_those_of_the_same_noise():
     np.testing.assert_allclose(slopes[1], 2 * jnp.sum(x) * growth, rtol=1e-12)
 
 
+def test_derivatives_with_respect_to_the_time_constant():
+    # The default step is a twentieth of τ, and is not differentiated.
+    def end(tau, temperature, dt0=None):
+        layer, x0 = hl.TanhLayer(3, tau=tau), jnp.array([0.5, -1.0, 2.0])
+        return jnp.sum(saved(hl.langevin(layer, x0, 1.0, temperature, KEY, dt0=dt0)))
+
+    h = 1e-5
+    difference = (end(1 + h, 0.1, 0.05) - end(1 - h, 0.1, 0.05)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(end)(1.0, 0.1), difference, rtol=1e-7)
+    without_noise = (end(1 + h, 0.0, 0.05) - end(1 - h, 0.0, 0.05)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(end)(1.0, 0.0), without_noise, rtol=1e-7)
+
+
+def test_a_batch_is_resumed():
+    layer, x0 = hl.TanhLayer(3), jnp.array([[0.5, -1.0, 2.0], [1.0, 0.0, 3.0]])
+    ends: dict[str, Any] = {"solver_state": True, "controller_state": True, "made_jump": True}
+    # Without noise, which depends on the bits of the times at which the steps start.
+    first = hl.langevin(layer, x0, 1.0, 0.0, KEY, saveat=diffrax.SaveAt(t1=True, **ends))
+    states: dict[str, Any] = {name: getattr(first, name) for name in ends}
+    options: dict[str, Any] = {"t0": 1.0} | states
+    resumed = hl.langevin(layer, saved(first)[:, 0], 2.0, 0.0, KEY, **options)
+    whole = hl.langevin(layer, x0, 2.0, 0.0, KEY)
+    np.testing.assert_allclose(saved(resumed), saved(whole), rtol=1e-12)
+
+
 def test_it_runs_without_calls_on_the_host():
     run = jax.jit(lambda x: hl.langevin(hl.TanhLayer(3), x, 1.0, 0.1, KEY, throw=False).ys)
     exported = jax.export.export(run)(jnp.zeros(3))

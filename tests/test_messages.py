@@ -33,7 +33,7 @@ STATE = {"x": jnp.zeros(2), "y": jnp.ones(3)}
         (
             {"solver": diffrax.ItoMilstein(), "dt0": 0.1},
             ValueError,
-            "ItoMilstein solves stochastic differential equations, .*ControlTerm",
+            r"ItoMilstein solves stochastic .*hopfield_layers\.langevin.*ControlTerm",
         ),
         ({"solver": diffrax.SemiImplicitEuler(), "dt0": 0.1}, ValueError, "a single ODETerm"),
         ({"solver": "Tsit5"}, TypeError, r"diffrax\.Tsit5\(\) for instance, got 'Tsit5'"),
@@ -54,6 +54,15 @@ STATE = {"x": jnp.zeros(2), "y": jnp.ones(3)}
         ({"saveat": diffrax.SaveAt(ts=[0.5, 2.0])}, ValueError, r"SaveAt .* from t0 to t1"),
         (
             {"stepsize_controller": diffrax.StepTo(ts=jnp.array([0.0, 0.5, 0.9]))},
+            ValueError,
+            r"StepTo .*ts\[-1\] = t1",
+        ),
+        (
+            {
+                "stepsize_controller": hl.energy_descent(
+                    diffrax.StepTo(ts=jnp.array([0.0, 0.5, 0.9])), LAYER
+                )
+            },
             ValueError,
             r"StepTo .*ts\[-1\] = t1",
         ),

@@ -48,7 +48,7 @@ def _largest(block: Block, _: None) -> Array:
     return block.largest
 
 
-class _Moments(NamedTuple):
+class _Result(NamedTuple):
     """The shares at their threshold, and the sums over them."""
 
     shares: _Shares
@@ -62,7 +62,7 @@ def _sums(scores: Scores, shares: _Shares) -> tuple[Slopes, tuple[Array, Array]]
 
 @eqx.filter_custom_jvp
 @jax.jit
-def _moments(scores: Scores, beta: Array, alpha: Array | None) -> _Moments:
+def _result(scores: Scores, beta: Array, alpha: Array | None) -> _Result:
     zero = jnp.zeros_like(beta)
     largest = finite_shift(scores.reduce(MAXIMUM, _largest, None))
 
@@ -77,20 +77,22 @@ def _moments(scores: Scores, beta: Array, alpha: Array | None) -> _Moments:
     slopes, (total, value) = _sums(scores, shares)
     # Without any pattern both sums are 0, with NaN among the scores the slopes are NaN.
     total = jnp.where((total > 0) | jnp.isnan(largest), total, 1)
-    return _Moments(shares, value, tuple(slope / total for slope in slopes))
+    return _Result(shares, value, tuple(slope / total for slope in slopes))
 
 
-@_moments.def_jvp
-def _moments_jvp(primals, tangents):
+@_result.def_jvp
+def _result_jvp(primals, tangents):
     """The change at fixed t, in one pass, and that with t, which keeps Σ g at 1.
 
-    The choice of m changes t but not g, so its tangent is chosen as in `streamed_softmax`.
+    The choice of m changes t but not g, so its tangent may be chosen: it is Σ g ξ·dg, the mean of
+    what dg changes in h, as in `streamed_softmax`.
     """
     (scores, beta, _), (d_scores, d_beta, d_alpha) = primals, tangents
-    moments = _moments(*primals)
-    pairs = zip(moments.slopes, d_scores.gs, strict=True)
+    result = _result(*primals)
+    pairs = zip(result.slopes, d_scores.gs, strict=True)
     d_largest = sum((s @ dg for s, dg in pairs if dg is not None), jnp.zeros_like(beta))
-    primals = (scores, moments.shares)
+    primals = (scores, result.shares)
+    # Tangents of None are 0.
     still_scores, still = jax.tree.map(lambda _: None, primals)
     moves = still._replace(beta=d_beta, alpha=d_alpha, largest=d_largest)
     _, change = eqx.filter_jvp(_sums, primals, (d_scores, moves))
@@ -99,7 +101,7 @@ def _moments_jvp(primals, tangents):
     # Without any pattern both are 0.
     d_t = -change[1][0] / jnp.where(slope[1][0] > 0, slope[1][0], 1)
     d_slopes, (_, d_value) = jax.tree.map(lambda a, b: a + d_t * b, change, slope)
-    return moments, _Moments(moves._replace(t=d_t), d_value, d_slopes)
+    return result, _Result(moves._replace(t=d_t), d_value, d_slopes)
 
 
 def _total_and_slope(h: Array, shares: _Shares) -> tuple[None, tuple[Array, Array]]:
@@ -124,5 +126,5 @@ class StreamedEntmax(AbstractStreamed):
     alpha: Float[Array, ""] | None
 
     def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
-        moments = _moments(scores, self.beta, self.alpha)
-        return moments.shares.largest + moments.value, moments.slopes
+        result = _result(scores, self.beta, self.alpha)
+        return result.shares.largest + result.value, result.slopes

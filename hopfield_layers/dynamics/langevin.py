@@ -20,7 +20,7 @@ from .inputs import Inputs
 from .noise import Noise, StepsOfGivenSize
 from .problems import InitialValueProblem, ProblemArguments
 from .run_time_errors import Errors
-from .solve import SolveOptions
+from .solve import SolveOptions, states_of_samples
 from .solve_errors import (
     check_times,
     errors_at_end,
@@ -64,7 +64,8 @@ def langevin(
     - `model`, `x0`, `t1`, `t0`: as for [`hopfield_layers.solve`][].
     - `temperature`: T ≥ 0, one number in the units of the energy.
     - `key`: a key of `jax.random`. Each sample of a batch draws noise of its own from it, by its
-        place in the batch alone.
+        place in the batch alone. Under `jax.shard_map`, where each device has a batch of its own,
+        give each device another key: `jax.random.fold_in(key, jax.lax.axis_index("devices"))`.
     - `dt0`: the step, in the units of t. By default a twentieth of the smallest τ. The error of
         moments is proportional to dt0² with the default solver; narrow valleys of the energy need
         smaller steps. Another dt0 draws other noise.
@@ -76,7 +77,8 @@ def langevin(
         that is saved is interpolated; what `dense=True` interpolates between steps varies less.
     - `max_steps`: the most steps to take. Times in `saveat` and jumps of the inputs add steps.
     - `batch_size`, `options`: as for [`hopfield_layers.solve`][]. Derivatives are those of the
-        steps, for the same noise, by diffrax's default adjoint `RecursiveCheckpointAdjoint`.
+        steps, for the same noise and steps of the same size, by diffrax's default adjoint
+        `RecursiveCheckpointAdjoint`. That by the temperature is 0 at T = 0, where it is infinite.
 
     **Returns:** the `diffrax.Solution`, whose arrays begin with the batch axes of x0.
 
@@ -127,12 +129,14 @@ def _langevin(arguments, numbers, key, max_steps, batch_size, throw, solver, sav
         taus = jax.tree.leaves(time_constants(problem.field.model, problem.x0))
         numbers = numbers | {"dt0": jnp.min(jnp.array([jnp.min(tau) for tau in taus])) / 20}
     numbers = {name: jnp.asarray(number, problem.dtype) for name, number in numbers.items()}
+    # The sizes of the steps are not differentiated.
+    numbers["dt0"] = jax.lax.stop_gradient(numbers["dt0"])
     t0, t1, dt0, temperature = (numbers[name] for name in ("t0", "t1", "dt0", "temperature"))
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
     saveat = with_times(saveat, lambda ts: ts.astype(problem.dtype))
     errors = Errors.of({})
     if throw:
-        errors = Errors.of(time_errors(saveat, None, t0, t1, dt0))
+        errors = Errors.of(time_errors(saveat, None, t0, t1, None))
         errors |= errors_at_start(problem, t0, t1, check_rates=False)
         in_range = (dt0 > 0) & (dt0 < jnp.inf), (temperature >= 0) & (temperature < jnp.inf)
         errors |= Errors.of({_NO_STEP: ~in_range[0], _NO_TEMPERATURE: ~in_range[1]})
@@ -142,18 +146,21 @@ def _langevin(arguments, numbers, key, max_steps, batch_size, throw, solver, sav
     controller = StepsOfGivenSize.to(times_of(saveat), problem.field.inputs, dt0)
     options = options | {"max_steps": max_steps, "saveat": saveat, "throw": False}
 
-    def solve_sample(field, x0, key_data):
+    states, others = states_of_samples(options)
+
+    def solve_sample(field, x0, key_data, states):
         noise = Noise.of(solver, x0, jax.random.wrap_key_data(key_data, impl=implementation))
         terms = diffrax.MultiTerm(
             diffrax.ODETerm(field), diffrax.ControlTerm(Spread(field, temperature), noise)
         )
-        steps = {"dt0": None, "stepsize_controller": controller}
-        return diffrax.diffeqsolve(terms, solver, t0=t0, t1=t1, y0=x0, **steps, **options)
+        how = options | eqx.combine(states, others)
+        how |= {"dt0": None, "stepsize_controller": controller}
+        return diffrax.diffeqsolve(terms, solver, t0=t0, t1=t1, y0=x0, **how)
 
     implementation = jax.random.key_impl(key)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(math.prod(problem.batch)))
     key_data = jax.random.key_data(keys.reshape(problem.batch))
-    solution = problem.map(solve_sample, key_data, batch_size=batch_size)
+    solution = problem.map(solve_sample, key_data, states, batch_size=batch_size)
     if throw:
         errors |= errors_at_end(solution, saveat, problem.dtype)
     return solution, errors
@@ -168,10 +175,14 @@ class Spread(eqx.Module):
     def __call__(
         self, t: Real[ArrayLike, ""], x: PyTree, args: PyTree
     ) -> lx.AbstractLinearOperator:
-        tau = time_constants(self.field.model, x)
-        spread = jax.tree.map(
-            lambda x, tau: jnp.broadcast_to(jnp.sqrt(2 * self.temperature / tau), x.shape), x, tau
-        )
+
+        def of_units(x, tau):
+            ratio = 2 * self.temperature / tau
+            # The derivative of the root at 0 is infinite; here it is 0.
+            root = jnp.where(ratio == 0, 0, jnp.sqrt(jnp.where(ratio == 0, 1, ratio)))
+            return jnp.broadcast_to(root, x.shape)
+
+        spread = jax.tree.map(of_units, x, time_constants(self.field.model, x))
         return lx.DiagonalLinearOperator(self.field.unless_held(x, spread))
 
 

@@ -63,7 +63,8 @@ class ProblemArguments(NamedTuple):
         """The arguments with their numbers as arrays, so that others don't compile anew, and the
         clamp checked while its values are known.
         """
-        check_axes((self.model, self.x0, self.inputs), "the model, x0 and inputs")
+        parts = (self.model, self.x0, self.clamp, self.inputs)
+        check_axes(parts, "the model, x0, clamp and inputs")
         x0, clamp = _as_arrays(self.x0), self.clamp
         inputs: Any = self.inputs
         if depends_on_time(inputs):
@@ -214,8 +215,9 @@ def check_tools(solver: object, controller: object, saveat: object = None) -> No
     if isinstance(solver, diffrax.AbstractItoSolver | diffrax.AbstractStratonovichSolver):
         raise ValueError(
             f"{type(solver).__name__} solves stochastic differential equations, and the flow is an "
-            "ODE. With noise, call diffrax.diffeqsolve with a "
-            "diffrax.MultiTerm(diffrax.ODETerm(EnergyFlow(model)), diffrax.ControlTerm(...))."
+            "ODE. With noise, call hopfield_layers.langevin, or for noise of another kind "
+            "diffrax.diffeqsolve with diffrax.MultiTerm(diffrax.ODETerm(EnergyFlow(model)), "
+            "diffrax.ControlTerm(...))."
         )
     raise ValueError(f"Expected a solver of a single ODETerm, got {type(solver).__name__}.")
 
@@ -247,20 +249,23 @@ def raise_if_not_finite(x0: StateLike) -> None:
 
 def check_options(options: Mapping[str, object]) -> None:
     """Raises an error unless these keywords of `diffrax.diffeqsolve` are what they should be."""
+    no_event = {"event"} if options.get("event") is None else set()
     kinds = {
         "adjoint": diffrax.AbstractAdjoint,
-        "event": diffrax.Event | None,
+        "event": diffrax.Event,
         "progress_meter": diffrax.AbstractProgressMeter,
     }
     for name, kind in kinds.items():
-        if name in options and not isinstance(options[name], kind):
-            expected = getattr(kind, "__name__", "Event")
-            raise TypeError(f"Expected {name} to be a diffrax.{expected}, got {options[name]!r}.")
+        if name in options.keys() - no_event and not isinstance(options[name], kind):
+            raise TypeError(
+                f"Expected {name} to be a diffrax.{kind.__name__}, got {options[name]!r}."
+            )
 
 
-def as_scalar(number: ArrayLike | None, dtype: DTypeLike, name: str) -> Any:
+def as_scalar(number: ArrayLike, dtype: DTypeLike, name: str) -> Any:
     """A number as an array of NumPy; an array of JAX unchanged."""
     scalar: Any = number
+    check_axes(number, name)
     if not isinstance(number, Array):
         # NumPy takes None for NaN, and strings for the numbers that they spell.
         if number is None or isinstance(number, str):

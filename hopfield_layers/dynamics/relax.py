@@ -17,7 +17,6 @@ from ..model import AbstractEnergyModel, Flow, StateLike
 from . import problems
 from .block_updates import BlockUpdates, Updates
 from .closures import without_closures
-from .descent import without_derivatives
 from .fixed_point import settle
 from .flow import EnergyFlow
 from .flow_to_rest import follow
@@ -25,7 +24,7 @@ from .inputs import depends_on_time
 from .problems import InitialValueProblem, ProblemArguments
 from .rest import known_values, of_samples, Tolerance
 from .run_time_errors import Errors, nan_like
-from .state_trees import tree_where
+from .state_trees import tree_where, without_derivatives
 
 
 class Relaxation(eqx.Module):
@@ -168,7 +167,10 @@ def relax(
     if (message := errors.first) is not None:
         problems.raise_if_not_finite(arguments.x0)
         _check_positive({k: v for k, v in numbers.items() if not isinstance(v, Tracer)})
-        raise RuntimeError(_with_details(message, rest, is_unbounded, arguments, max_steps))
+        message = _with_details(message, rest, is_unbounded, arguments, max_steps)
+        if not getattr(rest.converged, "is_fully_addressable", True):
+            message += " Each process names those of its own samples."
+        raise RuntimeError(message)
     return errors.raised_in(rest)
 
 

@@ -1,7 +1,7 @@
 """Solutions of a model's flow, sample by sample."""
 
-from collections.abc import Callable
-from typing import TypedDict, Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, Unpack
 
 import diffrax
 import equinox as eqx
@@ -23,6 +23,7 @@ from .solve_errors import (
     errors_at_end,
     errors_at_start,
     raise_first,
+    step_times,
     time_errors,
     with_times,
 )
@@ -163,17 +164,16 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
         saveat = with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
         dt0 = None if dt0 is None else jnp.where(is_wrong, 1, dt0)
         t0, t1 = (jnp.where(is_wrong, 0, t) for t in (t0, t1))
-        if isinstance(controller, diffrax.StepTo):
-            fractions = jnp.linspace(0, 1, len(controller.ts), dtype=problem.dtype)
-            ts = jnp.where(is_wrong, fractions, controller.ts)
-            controller, t1 = diffrax.StepTo(ts), jnp.where(is_wrong, 1, t1)
+        if (ts := step_times(controller)) is not None:
+            ts = jnp.where(is_wrong, jnp.linspace(0, 1, len(ts), dtype=ts.dtype), ts)
+            controller, t1 = eqx.tree_at(step_times, controller, ts), jnp.where(is_wrong, 1, t1)
     replays = set(options) <= {"progress_meter"}
     replays = replays and can_replay(solver, controller, saveat, max_steps, problem.field.inputs)
     replays = replays and not closes_over_tracers(problem.field, t0, problem.x0)
+    # Also where they depend on what is differentiated, the sizes of the steps are constants.
+    controller, dt0 = without_derivatives((controller, dt0))
     if replays:
-        options = options | {"adjoint": diffrax.ForwardMode()}
-        # Also where they depend on what is differentiated, the sizes of the steps are constants.
-        controller, dt0, options = without_derivatives((controller, dt0, options))
+        options = without_derivatives(options) | {"adjoint": diffrax.ForwardMode()}
     options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver, "throw": False}
     run = eqx.Partial(_solve_samples, controller=controller, batch_size=batch_size, options=options)
     if replays:
@@ -190,9 +190,7 @@ def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
     """The solution of every sample."""
     problem, t0, t1 = differentiated
     term_of = _term_of(controller)
-    # What an earlier solution ended with has the batch axes of its samples.
-    names = {"solver_state", "controller_state", "made_jump"} & set(options)
-    states, others = eqx.partition({name: options[name] for name in names}, eqx.is_array)
+    states, others = states_of_samples(options)
 
     def solve_sample(field, x0, states):
         control = steps_to_inputs(descend_along(field, controller), field.inputs)
@@ -207,6 +205,15 @@ def _solve_samples(differentiated, saveat, *, controller, batch_size, options):
         )
 
     return problem.map(solve_sample, states, batch_size=batch_size)
+
+
+def states_of_samples(options: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """The arrays of the options that an earlier solution returned, and all else in these options.
+
+    These arrays have the batch axes of the samples.
+    """
+    names = {"solver_state", "controller_state", "made_jump"} & set(options)
+    return eqx.partition({name: options[name] for name in names}, eqx.is_array)
 
 
 def _term_of(controller: diffrax.AbstractStepSizeController) -> Callable[..., diffrax.ODETerm]:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
 from . import problems
+from .descent import is_descent
 from .flow import max_rate
 from .inputs import grid_errors
 from .problems import InitialValueProblem, ProblemArguments
@@ -52,10 +53,15 @@ def time_errors(
     if times := times_of(saveat):
         within = [jnp.all((ts >= t0) & (ts <= t1)) & jnp.all(jnp.diff(ts) >= 0) for ts in times]
         errors[_WRONG_SAVEAT] = ~jnp.all(jnp.array(within))
-    if isinstance(controller, diffrax.StepTo):
-        ts = controller.ts
+    if (ts := step_times(controller)) is not None:
         errors[_WRONG_STEPS] = ~(jnp.all(jnp.diff(ts) > 0) & (ts[0] == t0) & (ts[-1] == t1))
     return errors
+
+
+def step_times(controller: Any) -> Array | None:
+    """The times of a `StepTo`, also inside an `energy_descent`."""
+    inner = controller.controller if is_descent(controller) else controller
+    return inner.ts if isinstance(inner, diffrax.StepTo) else None
 
 
 def errors_at_start(

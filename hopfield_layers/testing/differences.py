@@ -72,8 +72,9 @@ def difference(
     """
     # One program for all of them: each that calls fn is compiled anew.
     shifts = jnp.concatenate([_ALL_STEPS, -_ALL_STEPS, jnp.zeros(1)])
-    *shifted, center = jax.lax.map(lambda h: fn(at + h * direction), shifts)
-    ups, downs = jnp.split(jnp.stack(shifted), 2)
+    values = jax.lax.map(lambda h: fn(at + h * direction), shifts)
+    center = values[-1]
+    ups, downs = jnp.split(values[:-1], 2)
     h = jnp.expand_dims(_ALL_STEPS, tuple(range(1, ups.ndim)))
     differences, bends = (ups - downs) / (2 * h), jnp.abs(ups - 2 * center + downs) / (2 * h)
     rounded = noise / h[1:] + noise / h[:-1]

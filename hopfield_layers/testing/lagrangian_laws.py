@@ -118,7 +118,7 @@ def measure(lagrangian: AbstractLagrangian, x: Array, y: Array) -> Laws:
     (_, value_y, value_middle, value_0), (_, g_y, g_middle, g_0) = values, gs
     # Where L leaves the range its derivative is meaningless.
     gradient = jnp.where(jnp.isfinite(value), slope, g)
-    basis = jnp.eye(x.size, dtype=x.dtype).reshape(-1, *x.shape)
+    basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
     hessian = jax.vmap(hessian_vector)(basis)  # row j is ∂g/∂xⱼ
     # In units of ε what rounding x does to g; a unit at 0 isn't rounded.
     rounding_effect = jnp.sum(abs_product(x.reshape(-1, *(1,) * x.ndim), hessian), axis=0)

@@ -74,7 +74,9 @@ def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
     tolerance += 0.01 * jnp.max(jnp.abs(apart))
     # A rest that isn't found, or at which others meet, has no derivative.
     singular = jnp.linalg.svd(jax.jacfwd(lambda x: drive(values, x))(x), compute_uv=False)
-    is_regular = jnp.all(jnp.abs(u) <= 1e-9 * (1 + jnp.abs(x))) & (singular[-1] > 1e-6)
+    is_regular = jnp.all(jnp.abs(u) <= 1e-9 * (1 + jnp.abs(x))) & (
+        jnp.min(singular, initial=jnp.inf) > 1e-6
+    )
     tolerance = jnp.where(is_regular, tolerance, jnp.inf)
     terms = {"du/dh": change, "dx*": dx}
     return laws | {"gradient of rest": [Measured(change, jnp.zeros_like(change), tolerance, terms)]}
