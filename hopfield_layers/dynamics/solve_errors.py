@@ -58,8 +58,8 @@ def time_errors(
     return errors
 
 
-def step_times(controller: Any) -> Array | None:
-    """The times of a `StepTo`, also inside an `energy_descent`."""
+def step_times(controller: Any) -> Any:
+    """The times of a `StepTo`, also inside an `energy_descent`, or None."""
     inner = controller.controller if is_descent(controller) else controller
     return inner.ts if isinstance(inner, diffrax.StepTo) else None
 
