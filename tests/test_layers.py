@@ -56,7 +56,7 @@ def test_make_layer_of_a_users_factory():
     HuberLayer = hl.MakeLayer(huber)
     assert HuberLayer.__name__ == "huberLayer"
     assert hl.make_layer(huber, "HuberLayer").__name__ == "HuberLayer"
-    assert "where it turns" in (HuberLayer.__doc__ or "")
+    assert "at which it changes" in (HuberLayer.__doc__ or "")
     np.testing.assert_allclose(HuberLayer(4, width=2.0).energy_bound(), -8.0)
 
 
