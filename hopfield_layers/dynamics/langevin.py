@@ -1,6 +1,5 @@
 """The state flow at finite temperature."""
 
-import functools as ft
 import math
 from typing import Any, Unpack
 
@@ -99,8 +98,7 @@ def langevin(
     _check_solver(solver)
     problems.check_tools(None, None, saveat)
     problems.check_options(options)
-    limits = {"max_steps": max_steps, "batch_size": batch_size}
-    limits = {name: problems.as_limit(name, number) for name, number in limits.items()}
+    limits = problems.as_limits(max_steps=max_steps, batch_size=batch_size)
     key = _checked_key(key)
     arguments = ProblemArguments(model, x0, "state", clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
@@ -113,8 +111,8 @@ def langevin(
         _check_numbers(numbers)
     tools = {"solver": solver, "saveat": saveat, "options": options}
     tools = problems.with_array_floats(tools, dtype)
-    run = ft.partial(_langevin, arguments=arguments, numbers=numbers, key=key, throw=throw)
-    solution, errors = run(**limits, **tools)
+    limits = limits | {"throw": throw}
+    solution, errors = _langevin(arguments=arguments, numbers=numbers, key=key, **limits, **tools)
     if (message := errors.first) is not None:
         _check_numbers(numbers)
         raise_first(message, arguments, numbers["t0"], numbers["t1"])
@@ -145,7 +143,6 @@ def _langevin(arguments, numbers, key, max_steps, batch_size, throw, solver, sav
         saveat = with_times(saveat, lambda ts: jnp.where(is_wrong, 0, ts))
     controller = StepsOfGivenSize.to(times_of(saveat), problem.field.inputs, dt0)
     options = options | {"max_steps": max_steps, "saveat": saveat, "throw": False}
-
     states, others = states_of_samples(options)
 
     def solve_sample(field, x0, key_data, states):
@@ -175,7 +172,6 @@ class Spread(eqx.Module):
     def __call__(
         self, t: Real[ArrayLike, ""], x: PyTree, args: PyTree
     ) -> lx.AbstractLinearOperator:
-
         def of_units(x, tau):
             ratio = 2 * self.temperature / tau
             # The derivative of the root at 0 is infinite; here it is 0.

@@ -177,9 +177,9 @@ def as_count(name: str, number: SupportsIndex) -> int:
     return count
 
 
-def as_limit(name: str, number: SupportsIndex | None) -> int | None:
-    """`as_count`, where None is no limit."""
-    return None if number is None else as_count(name, number)
+def as_limits(**numbers: SupportsIndex | None) -> dict[str, int | None]:
+    """`as_count` of each, where None is no limit."""
+    return {name: n if n is None else as_count(name, n) for name, n in numbers.items()}
 
 
 def _as_arrays(tree: StateLike | None) -> PyTree[AnyArray]:
@@ -247,26 +247,27 @@ def raise_if_not_finite(x0: StateLike) -> None:
             ) from None
 
 
+_OPTIONS = {
+    "adjoint": diffrax.AbstractAdjoint,
+    "event": diffrax.Event,
+    "progress_meter": diffrax.AbstractProgressMeter,
+}
+
+
 def check_options(options: Mapping[str, object]) -> None:
     """Raises an error unless these keywords of `diffrax.diffeqsolve` are what they should be."""
-    no_event = {"event"} if options.get("event") is None else set()
-    kinds = {
-        "adjoint": diffrax.AbstractAdjoint,
-        "event": diffrax.Event,
-        "progress_meter": diffrax.AbstractProgressMeter,
-    }
-    for name, kind in kinds.items():
-        if name in options.keys() - no_event and not isinstance(options[name], kind):
-            raise TypeError(
-                f"Expected {name} to be a diffrax.{kind.__name__}, got {options[name]!r}."
-            )
+    for name, option in options.items():
+        kind = _OPTIONS.get(name, object)
+        if not isinstance(option, kind) and (name, option) != ("event", None):
+            raise TypeError(f"Expected {name} to be a diffrax.{kind.__name__}, got {option!r}.")
 
 
 def as_scalar(number: ArrayLike, dtype: DTypeLike, name: str) -> Any:
     """A number as an array of NumPy; an array of JAX unchanged."""
     scalar: Any = number
-    check_axes(number, name)
-    if not isinstance(number, Array):
+    if isinstance(number, Array):
+        check_axes(number, name)
+    else:
         # NumPy takes None for NaN, and strings for the numbers that they spell.
         if number is None or isinstance(number, str):
             raise TypeError(f"Expected {name} to be a number, got {number!r}.")

@@ -144,7 +144,7 @@ def relax(
     if depends_on_time(inputs):
         raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
     max_steps = problems.as_count("max_steps", max_steps)
-    batch_size = problems.as_limit("batch_size", batch_size)
+    limits = problems.as_limits(batch_size=batch_size)
     problems.check_tools(None if isinstance(solver, BlockUpdates) else solver, stepsize_controller)
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
@@ -159,7 +159,7 @@ def relax(
         numbers=numbers,
         throw=throw,
         max_steps=max_steps,
-        batch_size=batch_size,
+        **limits,
         **tools,
     )
     if not throw:

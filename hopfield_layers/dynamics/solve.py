@@ -120,8 +120,7 @@ def solve(
     """
     problems.check_tools(solver, stepsize_controller, saveat)
     problems.check_options(options)
-    limits = {"max_steps": max_steps, "batch_size": batch_size}
-    limits = {name: problems.as_limit(name, number) for name, number in limits.items()}
+    limits = problems.as_limits(max_steps=max_steps, batch_size=batch_size)
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
     numbers = {"t0": t0, "t1": t1} | ({} if dt0 is None else {"dt0": dt0})
