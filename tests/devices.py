@@ -66,11 +66,30 @@ def placed(tree, mesh, *spec):
 
 def compiled(fn, *arguments):
     """The results of the program, and the numbers and types of arrays that devices exchange."""
+    ends, within_loops, outside = compiled_in_parts(fn, *arguments)
+    return ends, sum(within_loops, outside)
+
+
+def compiled_in_parts(fn, *arguments):
+    """The results, and what devices exchange in each computation of a loop, and outside of all."""
     program = jax.jit(fn).lower(*arguments).compile()
+    # The conditions and bodies of loops are computations of their own.
+    computations = (program.as_text() or "").split("\n\n")
+    outside, within_loops = Counter(), []
+    for computation in computations:
+        found = exchanged_in(computation)
+        if computation.startswith("ENTRY"):
+            outside += found
+        elif found:
+            within_loops.append(found)
+    return program(*arguments), within_loops, outside
+
+
+def exchanged_in(computation):
+    """The numbers and types of arrays that devices exchange in a computation of a program."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", program.as_text() or "")
-    arrays = (array for line in found for array in re.findall(r"[a-z]\w*\[[\d,]*\]", line))
-    return program(*arguments), Counter(arrays)
+    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", computation)
+    return Counter(array for line in found for array in re.findall(r"[a-z]\w*\[[\d,]*\]", line))
 
 
 def close(actual, expected, tol=1e-9):
@@ -92,15 +111,17 @@ def slope_of(run):
 
 
 def sharded_batch():
-    """The batch stays where it is, and nothing but booleans and counts is exchanged."""
+    """The batch stays where it is, and a step exchanges one boolean."""
     batch = placed(x0, mesh_of(("samples", 8)), "samples")
     for run in RUNS.values():
         expected = run(network(W), x0)
-        ends, exchanged = compiled(run, network(W), batch)
+        ends, within_loops, outside = compiled_in_parts(run, network(W), batch)
         for x in (ends, run(network(W), batch)):
             close(x, expected)
             assert is_split(x, "samples")
-        assert set(exchanged) <= {"pred[]", "s64[]", "s32[]"}, exchanged
+        # A step of a loop reduces one boolean: whether all samples are done.
+        assert all(exchanged == {"pred[]": 1} for exchanged in within_loops), within_loops
+        assert within_loops and set(outside) <= {"pred[]", "s64[]", "s32[]"}, outside
     for run in (RUNS["relax"], RUNS["solve"]):
         close(jax.jit(slope_of(run))(W, batch), slope_of(run)(W, x0))
 
@@ -148,11 +169,12 @@ def under_shard_map():
                 slope, exchanged = compiled(outside, W, batch)
                 close(slope, slope_of(run)(W, x0))
                 assert exchanged == {f"f64[{UNITS},{HIDDEN}]": 1}
-        if name == "relax":
-            within = jax.shard_map(
-                slope_of(run), mesh=mesh, in_specs=(P(), P("samples")), out_specs=P()
-            )
-            close(jax.jit(within)(W, batch), slope_of(run)(W, x0))
+        within = jax.shard_map(
+            slope_of(run), mesh=mesh, in_specs=(P(), P("samples")), out_specs=P()
+        )
+        slope, exchanged = compiled(within, W, batch)
+        close(slope, slope_of(run)(W, x0))
+        assert exchanged == {f"f64[{UNITS},{HIDDEN}]": 1}, (name, exchanged)
     run = jax.shard_map(
         lambda patterns, x: memory(patterns).energy_and_dEdg({"x": x}),
         mesh=mesh,
@@ -227,6 +249,12 @@ def explicit_axes():
     for run in RUNS.values():
         for call in (run, jax.jit(run)):
             expect(ValueError, message, call, network(W), batch)
+    # Arrays among the options may lie on such a mesh as well.
+    everywhere = placed(jnp.array(1.0), mesh)
+    held = {"x": placed(jnp.zeros(SAMPLES, bool), mesh, "samples")}
+    for options in ({"t1": everywhere}, {"t1": 2.0, "dt0": everywhere}, {"t1": 2.0, "clamp": held}):
+        expect(ValueError, message, hl.solve, network(W), x0, **options)
+    expect(ValueError, message, hl.relax, network(W), x0, clamp=held)
     expect(ValueError, message, lambda: memory(rows).energy(queries))
     relaxed = auto_axes(
         lambda x: RUNS["relax"](network(W), x), out_sharding=NamedSharding(mesh, P("samples"))

@@ -16,6 +16,7 @@ from .devices import PROGRAMS
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+EXAMPLE = ("examples/distributed_retrieval.py", "--quick")
 EIGHT_DEVICES = {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
 
 
@@ -28,18 +29,18 @@ def test_on_eight_devices(name):
 
 
 @contextlib.contextmanager
-def two_processes(*options: str) -> Iterator[list[subprocess.Popen]]:
-    """Two processes of two devices each, which run the example."""
+def two_processes(*program: str) -> Iterator[list[subprocess.Popen]]:
+    """Two processes of two devices each, which run the program."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    program = [sys.executable, "examples/distributed_retrieval.py", "--quick", *options]
-    program += ["--coordinator", coordinator, "--processes", "2", "--process"]
+    command = [sys.executable, *program, "--coordinator", coordinator, "--processes", "2"]
     flags = FLAGS.replace("count=8", "count=2")
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [
-        subprocess.Popen([*program, str(i)], env=environment, cwd=ROOT, **streams) for i in range(2)
+        subprocess.Popen([*command, "--process", str(i)], env=environment, cwd=ROOT, **streams)
+        for i in range(2)
     ]
     try:
         yield processes
@@ -49,16 +50,26 @@ def two_processes(*options: str) -> Iterator[list[subprocess.Popen]]:
             process.communicate()
 
 
-def test_two_processes():
-    with two_processes() as processes:
+def outputs_of(*program: str) -> list[str]:
+    """The outputs of both processes, which must end without an error."""
+    with two_processes(*program) as processes:
         outputs = [process.communicate(timeout=120)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
+def test_two_processes():
+    outputs = outputs_of(*EXAMPLE)
     assert "2 processes, 4 devices" in outputs[0]
     assert outputs[0].count(" 1.000 ") == 2, outputs[0]
 
 
+def test_errors_in_two_processes():
+    outputs_of("-m", "tests.two_processes")
+
+
 def test_a_process_that_dies_is_an_error_in_the_others():
-    with two_processes("--rounds", "1000000", "--heartbeat", "10") as (first, second):
+    with two_processes(*EXAMPLE, "--rounds", "1000000", "--heartbeat", "10") as (first, second):
         assert first.stdout is not None
         too_late = threading.Timer(120, first.kill)
         too_late.start()

@@ -167,10 +167,13 @@ def relax(
     if (message := errors.first) is not None:
         problems.raise_if_not_finite(arguments.x0)
         _check_positive({k: v for k, v in numbers.items() if not isinstance(v, Tracer)})
-        message = _with_details(message, rest, is_unbounded, arguments, max_steps)
-        if not getattr(rest.converged, "is_fully_addressable", True):
-            message += " Each process names those of its own samples."
-        raise RuntimeError(message)
+        # Every process evaluates the details, as they may need arrays of the others.
+        detailed = _with_details(message, rest, is_unbounded, arguments, max_steps)
+        if getattr(rest.converged, "is_fully_addressable", True):
+            raise RuntimeError(detailed)
+        if np.any(known_values(~rest.converged)):
+            raise RuntimeError(f"{detailed} Each process names those of its own samples.")
+        raise RuntimeError(f"{message} The samples of this process converged.")
     return errors.raised_in(rest)
 
 
