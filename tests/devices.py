@@ -121,7 +121,8 @@ def sharded_batch():
             assert is_split(x, "samples")
         # A step of a loop reduces one boolean: whether all samples are done.
         assert all(exchanged == {"pred[]": 1} for exchanged in within_loops), within_loops
-        assert within_loops and set(outside) <= {"pred[]", "s64[]", "s32[]"}, outside
+        assert within_loops
+        assert set(outside) <= {"pred[]", "s64[]", "s32[]"}, outside
     for run in (RUNS["relax"], RUNS["solve"]):
         close(jax.jit(slope_of(run))(W, batch), slope_of(run)(W, x0))
 
