@@ -3,8 +3,8 @@
 
 With sigmoids as the hidden units, L = Σ ln(1 + exp(βh))/β, the state at rest is
 x = s y + b + Σ_μ ξ_μ sigmoid(β(ξ_μ·x + c_μ)): the image is made of learned patterns ξ, and the
-noisy image, an input of strength s, says which. The patterns, b, c, s and β are trained on pairs of
-clean and noisy images (σ = 0.3, for pixels in [−1, 1]) through the fixed point of `hl.relax`.
+noisy image, an input of strength s, selects them. The patterns, b, c, s and β are trained on pairs
+of clean and noisy images (σ = 0.3, for pixels in [−1, 1]) through the fixed point of `hl.relax`.
 
 Compared on images that no method has seen, by the mean squared error of a pixel: the stored image
 nearest to y; the untrained memory of all stored images, whose hidden units are a softmax with

@@ -7,8 +7,8 @@ A digit of 8×8 pixels is 16 patches of 2×2, and each patch is a token: a row o
 with activations g. Half of the patches are known. Their tokens, a linear code of the patch plus a
 position, are clamped; those of the others are free, and b is their position plus the token of
 "masked". Attention leaves each token's own key out, and the memory ξ acts on each token by itself.
-`hl.relax` brings the free tokens to rest, where a linear map D of x reads the patch. What is
-trained by optax, through that rest, is W_q, W_k, ξ, b, the code, the positions and D.
+`hl.relax` brings the free tokens to rest, where a linear map D of x reads the patch. Optax trains
+W_q, W_k, ξ, b, the code, the positions and D through that rest.
 
 τ dx/dt = −∂E/∂g is the paper's update with a leak −x, which comes with E_layer and keeps the tokens
 from growing without end. The leak is a choice: the Euler steps of `WithoutLeak(block)` are those of
@@ -17,7 +17,7 @@ the paper, which trains through 12 of them and has no rest.
 Compared by the squared error of a masked pixel, on the test images: the mean patch of each place,
 and the best linear map from the known pixels, one for each mask, with a ridge. The error is 0.55 of
 the mean patch's, and 1.08 of the linear map's: one block, trained for minutes, doesn't beat it. The
-settings were chosen on the last fifth of the training images (`--validate`), and so is the ridge.
+settings and the ridge were chosen on the last fifth of the training images (`--validate`).
 
 Prints a table and writes a picture, next to this file or to `--out FOLDER`.
 Source: Hoover et al., "Energy transformer" (NeurIPS 2023), arXiv:2302.07253.

@@ -5,15 +5,15 @@
     loss = mean −ln g_label[class] of the labels at rest + mean cross-entropy of the pixels at rest
 
 What is known is clamped and `hl.relax` finds the rest, through which `jax.grad` differentiates by
-the implicit function theorem. In training the whole image is known of two thirds of each batch, a
-half of the image or the label of the others, and the loss asks for what is not known (twice for the
-pixels). Noise in what is known (σ = 1 in x, which lies within ±3.9) keeps the weights from fitting
-single pixels. The same weights then read test digits, at least as well as scikit-learn's MLP of as
-many hidden units, which is trained to do nothing else and without noise; they complete halves of
-test digits, which an MLP can't; and they draw a digit of each class, blurred as its mean is.
-On the last fifth of the training digits a noise of σ = 0.5 reads as well as one of 1, and 2 reads
-worse. The other settings were chosen by the score on these same test digits, and 6 of 1000 digits
-are within its binomial error, so that this shows no lead over the MLP.
+the implicit function theorem. In training, the whole image is known for two thirds of each batch,
+and half of the image or only the label for the others; the loss asks for what is not known (twice
+for the pixels). Noise in what is known (σ = 1 in x, which lies within ±3.9) keeps the weights from
+fitting single pixels. The same weights then read test digits, at least as well as scikit-learn's
+MLP of as many hidden units, which is trained for this alone and without noise; they complete halves
+of test digits, which an MLP can't; and they draw a digit of each class, blurred as its mean is. On
+the last fifth of the training digits, noise of σ = 0.5 does as well as σ = 1, and σ = 2 does worse.
+The other settings were chosen by the score on these same test digits, and 6 of 1000 digits are
+within its binomial error, so that this shows no lead over the MLP.
 
 Prints a table and writes a picture, next to this file or to `--out FOLDER`.
 """

@@ -31,7 +31,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     """`equinox.filter_jit` of a function that is called with all its arguments by name.
 
     `filter_jit` binds each argument to the signature and rebuilds each module of the result in
-    Python. One tuple in and a list of leaves out pass in two thirds of that time.
+    Python. Passing one tuple and returning a list of leaves takes two thirds of that time.
     """
     names = tuple(inspect.signature(fn).parameters)
 
@@ -113,9 +113,9 @@ class InitialValueProblem(eqx.Module):
     def map(
         self, solve: Callable[..., _T], *others: PyTree[Array], batch_size: int | None = None
     ) -> _T:
-        """`solve(field, x0, *others)` of every sample, if any: the batch axes lead everywhere.
+        """`solve(field, x0, *others)` of every sample; the batch axes come first in every array.
 
-        Of `batch_size` samples at a time, or of all at once.
+        `batch_size` samples are solved at a time, by default all.
         """
         field = self.field
         inputs, shared = split_samples(field.inputs, self.x0, self.batch)
@@ -151,7 +151,7 @@ class InitialValueProblem(eqx.Module):
 
 
 def _map_in_parts(fn: Callable[..., _T], arguments: tuple, batch: tuple[int, ...], size: int) -> _T:
-    """`fn` of every sample, of as many at a time."""
+    """`fn` of every sample, `size` of them at a time."""
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), arguments)
     static = []
 
@@ -188,7 +188,7 @@ def _as_arrays(tree: StateLike | None) -> PyTree[AnyArray]:
 
 
 def solve_dtype(x0: PyTree[AnyArray]) -> np.dtype:
-    """float64 if a float of the state has it, or if integers become such, and float32 otherwise."""
+    """float64 if x64 is enabled and an array has it or is of integers, and float32 otherwise."""
     leaves = jax.tree.leaves(x0)
     if not leaves:
         raise ValueError(f"Expected a state of one array at least, got {x0}.")
@@ -198,7 +198,7 @@ def solve_dtype(x0: PyTree[AnyArray]) -> np.dtype:
 
 
 def check_tools(solver: object, controller: object, saveat: object = None) -> None:
-    """Raises an error unless these are of diffrax, and the solver one of ODEs, or None."""
+    """Raises an error unless each is None or one of diffrax's, and the solver is one for ODEs."""
     controllers = diffrax.AbstractStepSizeController
     example = "a step size controller of diffrax, diffrax.PIDController(rtol=1e-5, atol=1e-7)"
     for tool, kind, expected in (

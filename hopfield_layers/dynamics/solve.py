@@ -68,8 +68,8 @@ def solve(
     **Arguments:**
 
     - `model`: a [`hopfield_layers.Layer`][] or any [`hopfield_layers.AbstractEnergyModel`][].
-    - `x0`: the state at t0, which is solved in float32 at least. Batch axes are allowed; each
-        sample then has its own step sizes.
+    - `x0`: the state at t0, which is converted to float32 if it is narrower. With batch axes
+        each sample has its own step sizes.
     - `t1`, `t0`: the end and the start, t1 > t0, in the units of τ.
     - `dt0`: the first step, by default the controller's choice; constant steps need it.
     - `flow`: `"state"` or `"activation"`, see [`hopfield_layers.EnergyFlow`][].
@@ -79,12 +79,12 @@ def solve(
         [`hopfield_layers.PiecewiseConstantInterpolation`][], whose `ys[j]` broadcasts to x0; or a
         function of t, or any other path of diffrax, for one sample. Steps end at the times of a
         grid and at those of [`hopfield_layers.InputsWithJumps`][], by which the solution can be
-        differentiated too. Of any other function, and by `diffrax.StepTo`, a pulse may be stepped
-        over. While I changes, the energy may rise.
+        differentiated too. With any other function, and with `diffrax.StepTo`, a pulse may be
+        stepped over. While I changes, the energy may rise.
     - `solver`: any diffrax solver of a single `ODETerm`. By default `diffrax.Tsit5()`.
     - `stepsize_controller`: any of diffrax, by default `PIDController(rtol=1e-5, atol=1e-7)`.
     - `saveat`: what to save. By default the end, `diffrax.SaveAt(t1=True)`.
-    - `max_steps`: the most steps to take.
+    - `max_steps`: the largest number of steps, or None for no limit.
     - `batch_size`: the samples that are solved at a time, as in `jax.lax.map`; by default all. A
         batch takes as many steps as its slowest sample.
     - `options`: `event`, `adjoint`, `throw`, `progress_meter` and so on of `diffrax.diffeqsolve`.
@@ -102,15 +102,15 @@ def solve(
     inputs as [`hopfield_layers.EnergyFlow`][]; `equinox.EquinoxRuntimeError` for a state or rate
     beyond the range of the dtype, and for a solver that fails, for instance by running out of
     steps. Where an outer jit hides the values, all of these are an `equinox.EquinoxRuntimeError` at
-    run time, in which `EQX_ON_ERROR=nan` in the environment gives NaN instead. A program for
-    several devices can't raise errors, and has NaN as its results. `throw=False` suppresses all
+    run time; with `EQX_ON_ERROR=nan` in the environment the result is NaN instead. A program for
+    several devices can't raise errors, and its results are NaN. `throw=False` suppresses all
     errors of values, so that the program calls nothing on the host, the call returns before the
-    solution is there, and `jax.export` can export it; `Solution.result` tells of a solver that
+    solution is there, and `jax.export` can export it; `Solution.result` says whether the solver
     failed. Only the checks of dt0, `diffrax.SaveAt(ts=...)` and `diffrax.StepTo` are diffrax's own,
     and remain; with `EQX_ON_ERROR=off` in the environment such a program can be exported too.
 
-    A batch that is divided among devices stays so, and under `jax.shard_map` each device stops with
-    its own samples. Meshes need automatic axes, or `jax.sharding.auto_axes`.
+    A batch that is divided among devices stays divided, and under `jax.shard_map` each device stops
+    with its own samples. Meshes need automatic axes, or `jax.sharding.auto_axes`.
 
     Examples:
         >>> layer = hl.ExpLayer(3)
