@@ -62,5 +62,6 @@ What each file tests:
 | `counting` | how often a run evaluates ∂E/∂g |
 | `solutions` | the saved states and times of a solution |
 | `devices` | what `test_devices` runs on eight devices |
+| `two_processes` | what `test_devices` runs in two processes |
 | `wrong_calls` | calls that pyright must flag; `.ci/check_wrong_calls.py` checks that it does |
 """

@@ -523,3 +523,12 @@ def test_a_sample_of_nan_leaves_the_others_alone():
     rest = hl.relax(hl.TanhLayer(2), x0, throw=False)
     np.testing.assert_array_equal(rest.converged, [True, False, True])
     np.testing.assert_allclose(rest.x[jnp.array([0, 2])], 0, atol=1e-8)
+
+
+def test_errors_of_a_model_keep_their_messages():
+    def lagrangian(x):
+        return jnp.sum(eqx.error_if(x, x > 0.5, "outside of the table") ** 2) / 2
+
+    layer = hl.Layer(hl.as_lagrangian(lagrangian), 3)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="outside of the table"):
+        hl.relax(layer, jnp.ones(3))

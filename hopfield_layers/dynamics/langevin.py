@@ -18,7 +18,7 @@ from .flow import EnergyFlow, time_constants
 from .inputs import Inputs
 from .noise import Noise, StepsOfGivenSize
 from .problems import InitialValueProblem, ProblemArguments
-from .run_time_errors import Errors
+from .run_time_errors import Errors, known_error, raised_in
 from .solve import SolveOptions, states_of_samples
 from .solve_errors import (
     check_times,
@@ -113,10 +113,10 @@ def langevin(
     tools = problems.with_array_floats(tools, dtype)
     limits = limits | {"throw": throw}
     solution, errors = _langevin(arguments=arguments, numbers=numbers, key=key, **limits, **tools)
-    if (message := errors.first) is not None:
+    if (message := known_error(errors)) is not None:
         _check_numbers(numbers)
         raise_first(message, arguments, numbers["t0"], numbers["t1"])
-    return errors.raised_in(solution) if throw else solution
+    return raised_in(errors, solution) if throw else solution
 
 
 @problems.flat_jit

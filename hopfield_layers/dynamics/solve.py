@@ -17,7 +17,7 @@ from .flow import BoundedFlow, EnergyFlow
 from .inputs import Inputs, steps_to_inputs
 from .problems import InitialValueProblem, ProblemArguments
 from .replay import can_replay, Replay, replayed
-from .run_time_errors import Errors
+from .run_time_errors import Errors, known_error, raised_in
 from .solve_errors import (
     check_times,
     errors_at_end,
@@ -132,9 +132,9 @@ def solve(
     if throw:
         check_times(start, end)
     solution, errors = _solve(arguments=arguments, times=times, throw=throw, **limits, **tools)
-    if (message := errors.first) is not None:
+    if (message := known_error(errors)) is not None:
         raise_first(message, arguments, start, end)
-    return errors.raised_in(solution) if throw else solution
+    return raised_in(errors, solution) if throw else solution
 
 
 @problems.flat_jit

@@ -8,6 +8,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
@@ -35,7 +36,9 @@ def check_times(t0: Any, t1: Any) -> None:
     """Raises an error with the numbers if they are known not to be in order."""
     if isinstance(t0, Tracer) or isinstance(t1, Tracer):
         return
-    if not -math.inf < float(t0) < float(t1) < math.inf:
+    if (
+        not -math.inf < np.asarray(t0).item() < np.asarray(t1).item() < math.inf
+    ):  # faster than float
         raise ValueError(f"{_NOT_IN_ORDER[:-1]}, got t0 = {t0} and t1 = {t1}.") from None
 
 
