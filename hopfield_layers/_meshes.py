@@ -28,10 +28,16 @@ def is_under_shard_map() -> bool:
     return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
 
 
+def is_on_mesh(tree: PyTree[Array]) -> bool:
+    """Whether an array may be divided among several devices."""
+    return any(_mesh_of(x).size > 1 for x in jax.tree.leaves(tree))
+
+
 def check_axes(tree: PyTree, name: str) -> None:
     """Raises a `ValueError` for arrays on a mesh whose axes are part of their types."""
-    for x in jax.tree.leaves(tree):
-        if isinstance(x, jax.Array) and AxisType.Explicit in _mesh_of(x).axis_types:
+    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    for mesh in (jax.sharding.get_abstract_mesh(), *map(_mesh_of, arrays)):
+        if AxisType.Explicit in mesh.axis_types:
             raise ValueError(
                 f"Expected {name} on a mesh with automatic axes, got explicit ones. Make the mesh "
                 "by jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n), or call this "
@@ -46,8 +52,13 @@ def _mesh_of(x: Array) -> Mesh | AbstractMesh:
 
 def on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
     """`fn(*arguments)`, which under `shard_map` runs as on one device, without communication."""
-    if not is_under_shard_map():
-        return fn(*arguments)
+    # Outside of jit each operation would give its result the mesh back.
+    return (
+        eqx.filter_jit(_on_each_device)(fn, *arguments) if is_under_shard_map() else fn(*arguments)
+    )
+
+
+def _on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
     arrays, static = eqx.partition(arguments, eqx.is_array)
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(arrays)))
 

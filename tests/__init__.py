@@ -37,6 +37,7 @@ What each file tests:
 | `test_relax` | relaxations reach fixed points, report whether they did, and are differentiable |
 | `test_fixed_points` | fixed points, eigenvalues and shares agree with closed forms |
 | `test_block_updates` | every network comes to rest in few drives, with right derivatives |
+| `test_while_loop` | loops over batches drop the samples that are done |
 | `test_clamp` | clamped units keep their values; masks that would let the energy rise are errors |
 | `test_descent` | under `energy_descent` no accepted step raises the energy |
 | `test_exponential` | the exponential solvers have their orders, and are exact in the leak |

@@ -22,7 +22,7 @@ from .._meshes import check_axes, on_each_device
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
 from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
-from .state_trees import Clamp, like_state
+from .state_trees import Clamp, like_state, SPLITS
 
 
 _T = TypeVar("_T")
@@ -105,7 +105,8 @@ class ProblemArguments(NamedTuple):
         if clamp is not None:
             with jax.ensure_compile_time_eval():
                 masks = like_state(x0, clamp, "clamp")
-            clamp = EnergyFlow(self.model, self.flow, masks).clamp
+            EnergyFlow(self.model, self.flow)  # raises the errors of these
+            clamp = Clamp(self.model, self.flow, masks, raises=False)
         return self._replace(x0=x0, clamp=clamp, inputs=inputs)
 
 
@@ -262,10 +263,14 @@ def check_adaptive(solver: diffrax.AbstractSolver, controller: object) -> None:
         )
 
 
-def not_finite_error(x0: PyTree[Array]) -> dict[str, Bool[Array, ""]]:
-    """The error of an x0 that is not finite, and whether it is."""
-    not_finite = jnp.array([jnp.any(~jnp.isfinite(x)) for x in jax.tree.leaves(x0)])
-    return {"Expected a finite x0, got NaN or infinite entries.": jnp.any(not_finite)}
+def start_errors(problem: InitialValueProblem) -> dict[str, Bool[Array, ""]]:
+    """The errors of x0 and the clamp, and whether they are there."""
+    not_finite = jnp.array([jnp.any(~jnp.isfinite(x)) for x in jax.tree.leaves(problem.x0)])
+    errors = {"Expected a finite x0, got NaN or infinite entries.": jnp.any(not_finite)}
+    field = problem.field
+    if field.clamp is not None:
+        errors[SPLITS] = field.clamp.splits(field.model, field.flow)
+    return errors
 
 
 def raise_if_not_finite(x0: StateLike) -> None:

@@ -191,7 +191,7 @@ def _check_positive(numbers: dict[str, Any]) -> None:
 def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter, throw):
     """The relaxed samples, which of them have an energy without lower bound, and the errors."""
     problem = InitialValueProblem(arguments)
-    dtype, errors = problem.dtype, problems.not_finite_error(problem.x0)
+    dtype, errors = problem.dtype, problems.start_errors(problem)
     for name, number in numbers.items():
         errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
     errors = Errors.of(errors)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .state_trees import largest
+from .while_loop import while_loop
 
 
 _State = TypeVar("_State", bound=tuple)
@@ -89,6 +90,6 @@ def until_rest(
         state, _ = carry
         return is_moving(state) & (state[-1] < max_steps)
 
-    state, shown = jax.lax.while_loop(continues, metered, (start, meter.init()))
+    state, shown = while_loop(continues, metered, (start, meter.init()))
     meter.close(shown)
     return state

@@ -81,7 +81,7 @@ def errors_at_start(
         beyond = jax.tree.leaves(jax.tree.map(is_beyond, x0, field(t0, x0)))
         return jnp.any(jnp.array(beyond))
 
-    errors = problems.not_finite_error(problem.x0)
+    errors = problems.start_errors(problem)
     errors |= grid_errors(problem.field.inputs, t0, t1)
     if check_rates:
         errors[_BEYOND.format(dtype=t0.dtype)] = jnp.any(problem.map(rates_are_beyond))

@@ -19,26 +19,33 @@ Masks = PyTree[Bool[Array, "..."]]
 
 
 class Clamp(eqx.Module):
-    """Masks of the units that keep their values. They are checked here and nowhere else.
+    """Masks of the units that keep their values.
 
     Under the activation flow the energy may rise if the activation of a held unit depends on a free
-    unit: such masks are an error.
+    unit: such masks are an error. If their values are traced, it is one at run time, which
+    `raises=False` leaves to the caller.
     """
 
     held: Masks
 
-    def __init__(self, model: AbstractEnergyModel, flow: Flow, masks: StateLike):
-        # Concrete masks are checked now, even while an outer function is traced.
+    def __init__(
+        self, model: AbstractEnergyModel, flow: Flow, masks: StateLike, raises: bool = True
+    ):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(masks)):
+            self.held = jax.tree.map(_as_mask, masks)
+            if raises:
+                self.held = eqx.error_if(self.held, self.splits(model, flow), SPLITS)
+            return
+        # Known masks are checked now, even while an outer function is traced.
         with jax.ensure_compile_time_eval():
             self.held = jax.tree.map(_as_mask, masks)
-            dependent = jax.tree.leaves(self.dependent(model))
-            splits = jnp.any(jnp.array([jnp.any(units) for units in dependent]))
-        if flow == "state":
-            return
-        if isinstance(splits, Tracer):
-            self.held = eqx.error_if(self.held, splits, _SPLITS)
-        elif splits:
-            raise ValueError(_SPLITS)
+            if self.splits(model, flow):
+                raise ValueError(SPLITS)
+
+    def splits(self, model: AbstractEnergyModel, flow: Flow) -> Bool[Array, ""]:
+        """Whether the masks are an error."""
+        dependent = jax.tree.leaves(self.dependent(model))
+        return jnp.any(jnp.array([jnp.any(units) for units in dependent])) & (flow != "state")
 
     def dependent(self, model: AbstractEnergyModel) -> Masks:
         """The free units whose activation depends on a held unit, by default any of its array."""
@@ -59,7 +66,7 @@ class Clamp(eqx.Module):
             raise ValueError(message) from error
 
 
-_SPLITS = (
+SPLITS = (
     "clamp holds some but not all of the units that a Lagrangian couples, such as a part of a "
     "softmax's row: under the activation flow the energy could then rise. Hold whole rows, or "
     'use flow="state". A Lagrangian or model of your own can declare which units it couples, see '
