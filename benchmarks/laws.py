@@ -127,7 +127,11 @@ def of_synapse(rng: np.random.Generator, synapse: Any, count: int, dtype: Any) -
     def laws(weights, gs, others):
         return synapse_laws.synapse_laws(eqx.combine(weights, static), gs, others)
 
-    yield jax.vmap(laws)(weights, states(), states())
+    examples = (weights, states(), states())
+    # Convolutions of all at once would need hundreds of GB.
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 500], examples) for i in range(0, count, 500)]
+    found = [jax.vmap(laws)(*part) for part in parts]
+    yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
 def of_networks(seed: int, count: int, each: int) -> Iterator[Laws]:

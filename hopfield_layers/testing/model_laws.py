@@ -178,11 +178,13 @@ class Local:
 
         self.energy, slope = jax.value_and_grad(field.energy, argnums=1)(zero, x)
         self.u, self.slope = (ravel_pytree(tree)[0] for tree in (field.drive(zero, x), slope))
+        # A bias is rounded with x. For a layer, whose u is x − b, these are its size at least.
+        self.sizes = jnp.abs(self.x) + jnp.nan_to_num(jnp.abs(self.u), nan=0, posinf=0)
         # Near an edge, rounding x changes H. Far out H may be small as a difference of terms of the
         # size that it has at 0.
-        change = 4 * jnp.finfo(self.x.dtype).eps * (-1.0) ** jnp.arange(self.x.size)
-        factors = 1 + jnp.outer(jnp.array([0, 1, -1]), change.astype(self.x.dtype))
-        states = jnp.concatenate([self.x * factors, jnp.zeros_like(factors[:1])])
+        signs = (-1.0) ** jnp.arange(self.x.size, dtype=self.x.dtype)
+        change = 4 * jnp.finfo(self.x.dtype).eps * signs * self.sizes
+        states = jnp.stack([self.x, self.x + change, self.x - change, jnp.zeros_like(self.x)])
         gs, (self.force, up, down, _), hessians = jax.lax.map(derivatives, states)
         self.g = gs[0]
         # What rounding x does to H u.
@@ -233,7 +235,7 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     _check_shapes(model, x, ())
     _check_shapes(model, batch, (3,))
     local = Local(EnergyFlow(model), x)
-    rounding_effect = jnp.sum(abs_product(local.curvature, local.x), axis=1)
+    rounding_effect = jnp.sum(abs_product(local.curvature, local.sizes), axis=1)
     in_batch = []
     for name, fn, alone, tolerance in (
         ("E(x)", model.energy, local.energy, local.rounding),
@@ -272,7 +274,7 @@ def _along(field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: A
 
     def at_step(x_and_rate):
         local, (rate, _) = Local(field, x_and_rate[0]), ravel_pytree(x_and_rate[1])
-        sizes = jnp.abs(local.u) + jnp.abs(local.x) + jnp.abs(local.g)
+        sizes = local.sizes + jnp.abs(local.g)
         size = jnp.sum(abs_product(local.curvature + local.curvature_at_0, sizes), axis=1)
         size += 1 + jnp.max(jnp.abs(local.g), initial=0) + jnp.abs(local.slope)
         tolerance = rounding(size) + 4 * local.unsteady
