@@ -5,9 +5,10 @@ parameters and states of any size, and for random networks, there should be none
 table has the number of examples, the largest excess in units of the rounding error that is allowed,
 and how many are more than 1.
 
-`python -m benchmarks.laws --examples 10000 --networks 200` is the full sweep, which takes hours:
-each structure of a network is compiled for itself, and drawn 50 times. `--minutes` begins nothing
-new after that time, and a line says how much was done; `--first-network` goes on from there.
+`python -m benchmarks.laws --examples 10000 --networks 200` is the full sweep: each of 25 structures
+of networks is compiled for itself, and has 8 networks with 50 states each. `--minutes` begins
+nothing new after that time, and a line says how much was done; `--first-structure` goes on from
+there.
 """
 
 import argparse
@@ -15,8 +16,10 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, get_args
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -40,6 +43,8 @@ from tests.instances import SYNAPSES
 from tests.networks import draws_of
 
 
+# Heun's method has few stages, which compile fast.
+FEW_STEPS = {"max_steps": 64, "solver": diffrax.Heun()}
 RANGES = {
     "beta": (0.01, 100),
     "scale": (0.01, 100),
@@ -85,24 +90,22 @@ def of_lagrangian(
     parameters, bias = cast((drawn(rng, kind, count), rng.normal(size=(count, units))))
     x, y, moderate = (cast(drawn_states(rng, count, units, most)) for most in (1e4, 1e4, 30.0))
     yield jax.vmap(lambda p, x, y: lagrangian_laws.measure(kind(**p), x, y))(parameters, x, y)
-    yield from of_model(lambda p, bias: layer_of(kind, p, bias), (parameters, bias), moderate)
+    yield from of_layer(lambda p, bias: layer_of(kind, p, bias), (parameters, bias), moderate)
 
 
-def of_model(make: Callable[..., Any], parameters: Any, x: Any) -> Iterator[Laws]:
-    """The laws of models made of the parameters, at the states x; the first axis is of examples."""
+def of_layer(make: Callable[..., Any], parameters: Any, x: Any) -> Iterator[Laws]:
+    """The laws of layers made of the parameters, at the states x; the first axis is of examples."""
 
     def bounded(parameters, x):
-        model = make(*parameters)
-        bound = energy_bound(model) if isinstance(model, hl.Layer) else -jnp.inf
-        return model_laws.bound_laws(model, x, bound)
+        layer = make(*parameters)
+        return model_laws.bound_laws(layer, x, layer.energy_bound())
 
     yield jax.vmap(bounded)(parameters, x)
     for flow in get_args(Flow):
 
         def falls(parameters, x, flow: Flow = flow):
-            model = make(*parameters)
-            slowest = jnp.max(jnp.stack([jnp.max(t) for t in jax.tree.leaves(model.tau)]))
-            return model_laws.descent_laws(model, x, flow, t1=10 * slowest, max_steps=64)
+            layer = make(*parameters)
+            return model_laws.descent_laws(layer, x, flow, t1=10 * layer.tau, **FEW_STEPS)
 
         yield jax.vmap(falls)(parameters, x)
     yield jax.vmap(lambda p, x: gradient_laws.gradient_laws(make(*p), x))(parameters, x)
@@ -124,15 +127,37 @@ def of_synapse(rng: np.random.Generator, synapse: Any, count: int, dtype: Any) -
     def laws(weights, gs, others):
         return synapse_laws.synapse_laws(eqx.combine(weights, static), gs, others)
 
-    yield jax.vmap(laws)(weights, states(), states())
+    examples = (weights, states(), states())
+    # Convolutions of all at once would need hundreds of GB.
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 500], examples) for i in range(0, count, 500)]
+    found = [jax.vmap(laws)(*part) for part in parts]
+    yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
-def of_network(seed: int, count: int) -> Iterator[Laws]:
-    """The laws of random networks of one structure, and of their rests."""
-    draw, keys = draws_of(seed), jax.random.split(jax.random.key(seed), count)
-    x0 = jax.vmap(lambda key: draw(key)[1])(keys)
-    yield from of_model(lambda key: draw(key)[0], (keys,), x0)
-    yield jax.vmap(lambda key, x0: rest_laws.rest_laws(draw(key)[0], x0))(keys, x0)
+def of_networks(seed: int, count: int, each: int) -> Iterator[Laws]:
+    """The laws of `count` random networks of one structure, at `each` states, and of their rests.
+
+    One at a time: a program for many at once takes longer to compile than these do to run.
+    """
+    draw = eqx.filter_jit(draws_of(seed))
+    keys = jax.random.split(jax.random.key(seed, impl="unsafe_rbg"), (count, each))
+    networks = [draw(row[0])[0] for row in keys]
+    examples = [(ham, draw(key)[1]) for ham, row in zip(networks, keys, strict=True) for key in row]
+    bounds = [bound for ham in networks for bound in [eqx.filter_jit(energy_bound)(ham)] * each]
+
+    def of_all(laws, *arguments):
+        return _stacked(list(map(laws, *zip(*examples, strict=True), *arguments)))
+
+    yield of_all(model_laws.bound_laws, bounds)
+    for flow in get_args(Flow):
+        yield of_all(partial(model_laws.descent_laws, flow=flow, **FEW_STEPS))
+    yield of_all(gradient_laws.gradient_laws)
+    yield of_all(rest_laws.rest_laws)
+
+
+def _stacked(laws: list[Laws]) -> Laws:
+    """The laws of several examples as those of a stack of them."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *laws)
 
 
 class Table:
@@ -167,7 +192,7 @@ class Table:
 
 def _cases(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Iterator[Laws]]]:
     """The name of each object, the number of its examples, and its laws, which are lazy."""
-    count, each, only = arguments.examples, arguments.each, arguments.only
+    count, only = arguments.examples, arguments.only
     for dtype in map(jnp.dtype, arguments.dtypes):
         for i, kind in enumerate(KINDS):
             if only is None or kind.__name__ in only:
@@ -177,17 +202,21 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Iterator[L
         for i, (name, synapse) in enumerate(SYNAPSES.items()):
             if only is None or name in only:
                 yield name, count, of_synapse(np.random.default_rng(i), synapse, count, dtype)
-    for seed in range(arguments.first_network, arguments.first_network + arguments.networks):
-        yield f"network {seed}", each, of_network(seed, each)
+    first, each = arguments.first_structure, arguments.states
+    structures = min(arguments.structures, arguments.networks)
+    for seed in range(first, first + structures):
+        count = arguments.networks // structures
+        yield f"networks {seed}", count * each, of_networks(seed, count, each)
 
 
 def main() -> None:
     """Prints the excess of each object, and the table of the laws."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=1000, help="of each Lagrangian and synapse")
-    parser.add_argument("--networks", type=int, default=10, help="structures of random networks")
-    parser.add_argument("--first-network", type=int, default=0, help="the seed of the first one")
-    parser.add_argument("--each", type=int, default=50, help="networks of each structure")
+    parser.add_argument("--networks", type=int, default=25, help="random networks")
+    parser.add_argument("--structures", type=int, default=25, help="of the networks")
+    parser.add_argument("--first-structure", type=int, default=0, help="the seed of the first one")
+    parser.add_argument("--states", type=int, default=50, help="of each network")
     parser.add_argument("--units", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="names of Lagrangians and synapses; may be empty")
     parser.add_argument("--minutes", type=float, default=math.inf)

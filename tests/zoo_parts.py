@@ -349,6 +349,15 @@ MODELS = {
         "dtype",
     ),
     "blocks without a layer": (Blocks(jnp.array(1.0)), 0.0, "rest"),
+    "a rest beside the minimum": (
+        # Where neither the states that are drawn nor the ends of solves are.
+        WrongModel(
+            hl.TanhLayer(5, tau=0.5, bias=jnp.array([0.3, -0.7, 0.25, 1.8, -1.6])),
+            dEdg=lambda layer, x: layer.dEdg(x) - 1e-6 * jnp.exp(-((1e6 * layer.dEdg(x)) ** 2)),
+        ),
+        None,
+        "rest",
+    ),
     "a bias without gradient": (
         WrongModel(dEdg=lambda layer, x: x - jax.lax.stop_gradient(layer.bias)),
         None,

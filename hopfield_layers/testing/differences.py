@@ -19,7 +19,9 @@ from .verdict import Measured, rounding
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 Function = Callable[[Array], Array]
-STEPS = 2.0 ** -np.arange(7.0, 12.0)
+# The first two only show how fast the differences of the others converge.
+_ALL_STEPS = 2.0 ** -np.arange(14.0, 39.0, 4.0)
+STEPS = _ALL_STEPS[2:]
 _HALVINGS = 40
 # These programs run a few dozen times: without optimization they compile in a third of the time.
 # The second option is for these releases of JAX alone, as XLA refuses one that it doesn't know.
@@ -58,39 +60,51 @@ def directions_of(tree: PyTree, values: Array, num_random: int = 0) -> tuple[lis
 def difference(
     fn: Function, at: Array, direction: Array, noise: Array | float = 0.0
 ) -> tuple[Array, Array]:
-    """dfn(at + hv)/dh at h = 0 for each result, extrapolated to fourth order, and its error.
+    """D(h) = (f(h) − f(−h))/2h of f(h) = fn(at + hv), for each h along the first axis, and how far
+    f′(0) may be from it apart from rounding. `noise` is h times what rounding may change in D(h).
 
-    D(h) = (f(h) − f(−h))/2h is f′ + c h² + O(h⁴). Its values at h and h/2 are extrapolated to
-    (4D(h/2) − D(h))/3, which is without c. The error is the sum of three estimates:
-
-    - what the extrapolation changes if h is halved, 15 times the remaining error of order h⁴;
-    - the change of slope κ at a kink, by which (f(h) − 2f(0) + f(−h))/h doesn't vanish with h: D
-      is off by κ/2 from the slope on either side;
-    - where the changes of D from one h to the next fall by a ratio r < 4, as beside a power, the
-      rest of their geometric series, of which the last is 1/(r − 1).
-
-    Beside several kinks, or steep softmaxes, these may cancel at one h where the errors don't: the
-    error is 4 times their sum over three of them. Sums of up to 14 kinked terms of either sign, at
-    random distances, then stay within a third of it.
-
-    Where r ≤ 1 and the changes are above the noise, D diverges, and the error is ∞. A jump is left
-    to `jump`.
+    - If f is convex or concave between −h and h, f′(0) lies between (f(0) − f(−h))/h and
+      (f(h) − f(0))/h. Their mean is D(h), and half of their distance is allowed.
+    - At a kink that distance doesn't vanish with h, and f′(0) may be the slope on either side of
+      each term with a kink. It is ∞ there, as terms of either sign may cancel in the distance.
+    - Where D changes from h to h by more than rounding, as at 0 in |t|ᵖ sign(t), and these changes
+      fall by a ratio r, the rest of their series is c/(r − 1) with the last change c. It is ∞ where
+      D diverges.
     """
     # One program for all of them: each that calls fn is compiled anew.
-    shifts = jnp.concatenate([STEPS, -STEPS, jnp.zeros(1)])
-    *shifted, center = jax.lax.map(lambda h: fn(at + h * direction), shifts)
-    ups, downs = jnp.stack(shifted[: STEPS.size]), jnp.stack(shifted[STEPS.size :])
-    h = jnp.expand_dims(STEPS, tuple(range(1, ups.ndim)))
-    differences, bends = (ups - downs) / (2 * h), (ups - 2 * center + downs) / h
-    extrapolated = (4 * differences[1:] - differences[:-1]) / 3
+    shifts = jnp.concatenate([_ALL_STEPS, -_ALL_STEPS, jnp.zeros(1)])
+    values = jax.lax.map(lambda h: fn(at + h * direction), shifts)
+    center = values[-1]
+    ups, downs = jnp.split(values[:-1], 2)
+    h = jnp.expand_dims(_ALL_STEPS, tuple(range(1, ups.ndim)))
+    differences, bends = (ups - downs) / (2 * h), jnp.abs(ups - 2 * center + downs) / (2 * h)
+    rounded = noise / h[1:] + noise / h[:-1]
     changes = jnp.abs(jnp.diff(differences, axis=0))
-    before, last = changes[:-1], changes[1:]
-    ratio = before / jnp.where(last == 0, 1, last)  # 4 where the error falls as h²
-    series = jnp.where(ratio < 3.5, last / jnp.maximum(ratio - 1, 2.0**-12), 0)
-    diverges = (ratio[-1] < 1.01) & (last[-1] > noise)
-    bent = jnp.abs(2 * bends[2:] - bends[1:-1])
-    errors = jnp.abs(jnp.diff(extrapolated, axis=0)) + bent + series
-    return extrapolated[-1], jnp.where(diverges, jnp.inf, 4 * jnp.sum(errors, axis=0))
+    # With rounding the changes may be as far apart as these.
+    before, last = (changes - rounded)[:-1], (changes + rounded)[1:]
+    series = jnp.where(before > last, last**2 / (before - last), jnp.inf)
+    spread = bends[2:] + jnp.where(changes[1:] > rounded[1:], series, 0)
+    is_kink = bends[2:] > bends[1:-1] / 2 + 2 * rounded[1:]
+    return differences[2:], jnp.where(is_kink, jnp.inf, spread)
+
+
+def decided(
+    slope: Array, differences: Array, spread: Array, noise: Array | float
+) -> tuple[Array, Array]:
+    """The difference that decides whether f′(0) is this slope, and its tolerance.
+
+    A disagreement M at the first step counts if it is still there at smaller ones, which resolve
+    finer features of f. They do as long as rounding can't hide it: if f′(0) is off by at least
+    M − n₀, where n = noise/h, a step with 2n ≤ M − n₀ sees at least n of that.
+    """
+    steps = STEPS.reshape(-1, *[1] * (differences.ndim - 1))
+    noises = jnp.broadcast_to(noise / steps, differences.shape)
+    missed = jnp.abs(differences[0] - slope) - spread[0]
+    counts = 2 * noises + noises[0] <= missed
+    # The steps become smaller: the last one that counts.
+    index = jnp.sum(counts, axis=0, keepdims=True)
+    chosen = lambda each: jnp.take_along_axis(each, jnp.maximum(index - 1, 0), axis=0)[0]
+    return chosen(differences), chosen(spread + noises)
 
 
 def value_and_size(fn: Function, values: Array) -> tuple[Array, Array]:
@@ -135,25 +149,28 @@ def compared_slopes(
     cancelled: Array | float = 0.0,
 ) -> list[Measured]:
     """`compared` with slopes that are known, a row for each direction: those of the sum of the
-    results that are counted there. `center` are all results at the values.
+    results that are counted there. `center` are all results at the values. These too may have a row
+    for each direction.
 
-    Rounding f by δ changes the extrapolated difference by at most 1.5 δ/h, with the least h. The
-    tolerance is δ/h, where δ = 64 ε × sizes has that factor to spare, plus the error of the
-    difference. With h = 2⁻¹¹ that is 3·10⁻¹¹ of the sizes.
+    Rounding f by δ changes D(h) by at most δ/h and its spread by 2δ/h. The tolerance is δ/h, where
+    δ = 64 ε × sizes has that factor to spare. With the first h, 2⁻²², that is 6·10⁻⁸ of the sizes.
     """
 
     def along(row):
-        direction, slopes, is_counted = row
+        values, center, direction, slopes, is_counted, cancelled = row
         own = jnp.where(is_counted, center, 0)
         # A derivative in another direction may be NaN, and 0 · NaN too.
         terms = jnp.where(direction == 0, 0, slopes * direction)
-        noise = rounding(size_by(values, own, slopes), cancelled) / STEPS[-1]
-        noise += rounding(jnp.nansum(jnp.abs(terms)))  # of results a step away
-        best, error = difference(fn, values, direction, noise)
-        best, error = (jnp.sum(jnp.where(is_counted, each, 0)) for each in (best, error))
-        return jnp.sum(terms), best, error + noise
+        noise = rounding(size_by(values, own, slopes), cancelled)
+        noise += rounding(jnp.nansum(jnp.abs(terms))) * STEPS[0]  # of results a step away
+        found = difference(fn, values, direction, noise)
+        found = (jnp.sum(jnp.where(is_counted, each, 0), axis=1) for each in found)
+        return jnp.sum(terms), *decided(jnp.sum(terms), *found, noise)
 
-    numbers = jax.lax.map(along, (directions, slopes, is_counted))
+    values = jnp.broadcast_to(values, directions.shape)
+    center = jnp.broadcast_to(center, is_counted.shape)
+    cancelled = jnp.broadcast_to(cancelled, len(directions))
+    numbers = jax.lax.map(along, (values, center, directions, slopes, is_counted, cancelled))
     each = zip(names, *numbers, strict=True)
     return [Measured(ad, best, tolerance, {}, subject=name) for name, ad, best, tolerance in each]
 

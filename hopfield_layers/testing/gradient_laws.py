@@ -20,9 +20,9 @@ def assert_gradients(model: AbstractEnergyModel | LagrangianLike, x: StateLike) 
 
     The derivatives are those of L, g and E, or for a model of g, u and E and, by parameters, of H u
     and τ, along one direction in each array. They are computed in float64 whatever the dtype of x.
-    The difference is extrapolated to fourth order. The tolerance is the change by this
-    extrapolation, plus rounding and, at a kink or beside a power, where the difference converges
-    more slowly than h² or not at all, an estimate of the remainder.
+    Where a result is convex or concave within a step, its derivative lies between the one-sided
+    differences. A disagreement counts if it doesn't vanish with the step, up to 64 ε of the terms
+    divided by the step. At a kink nothing is compared.
 
     **Arguments:**
 

@@ -4,11 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from ..dynamics import relax
+from ..dynamics import EnergyFlow, relax
 from ..model import AbstractEnergyModel
-from .differences import difference, directions_of, filter_jit, in_float64, STEPS
+from .differences import compared_slopes, decided, difference, directions_of, filter_jit, in_float64
+from .slope_laws import energy_and_sizes
 from .verdict import broken_by_errors, Laws, Measured, rounding
 
 
@@ -29,27 +30,34 @@ def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
 
     def rest(values):
         model = eqx.combine(unravel(values), static)
-        found = relax(model, x0, max_steps=_MAX_STEPS, throw=False)
-        return ravel_pytree(found.x)[0], found.energy
+        return ravel_pytree(relax(model, x0, max_steps=_MAX_STEPS, throw=False).x)[0]
+
+    def energy(x):
+        return model.energy(unravel_state(x))
 
     def drive(values, x):
         return ravel_pytree(eqx.combine(unravel(values), static).dEdg(unravel_state(x)))[0]
 
+    def activations(x):
+        return ravel_pytree(model.activations(unravel_state(x)))[0]
+
     directions = directions_of(parameters, values, num_random=1)[1]
     direction = directions[-1] if values.size else values
-    (x, energy), (dx, _) = jax.jvp(rest, (values,), (direction,))
-    products = jnp.sum(jnp.abs(x * ravel_pytree(model.activations(unravel_state(x)))[0]))
-    noise = rounding(energy, model.energy(x0), products, ravel_pytree(x0)[0].size)
-    # After n steps with a critical slowing down of any power, |u| is less than |1 + x|/n.
-    slack = (1 + jnp.abs(x)) / _MAX_STEPS
+    x, dx = jax.jvp(rest, (values,), (direction,))
     u = drive(values, x)
-    # Descents stop where rounding hides whether E falls: it is undecided whether that is a rest.
-    fall = energy - model.energy(unravel_state(x - u))
-    slack = jnp.where(jnp.abs(fall) > noise, slack, jnp.inf)
+    g, force = jax.jvp(activations, (x,), (u,))
+    products, start = jnp.sum(jnp.abs(x * g)), ravel_pytree(x0)[0]
+    energies = jax.lax.map(energy, jnp.stack([start, x, x - u]))
+    noise = rounding(jnp.max(jnp.abs(energies[:2])), products, start.size)
+    # After n steps with a critical slowing down of any power, |u| is less than |1 + x|/n. Descents
+    # stop where rounding hides whether E falls: it is undecided whether that is a rest.
+    falls = jnp.abs(energies[1] - energies[2]) > noise
+    slack = jnp.where(falls, (1 + jnp.abs(x)) / _MAX_STEPS, jnp.inf)
     laws = {
         "rest": [
             Measured(u, jnp.zeros_like(u), slack, {"x*": x, "u": u}),
-            Measured(model.energy(x0), energy, noise, {}, inequality=True),
+            Measured(energies[0], energies[1], noise, {"x*": x}, inequality=True),
+            *_slopes_at_rest(model, unravel_state(x), force),
         ]
     }
     if not values.size:
@@ -58,14 +66,35 @@ def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
     def along(h):
         return drive(values + h[0] * direction, x + h[0] * dx)
 
-    change, error = difference(along, jnp.zeros(1), jnp.ones(1))
     # The linear solver may leave 1 % of what u changes by while x stays where it is.
     _, apart = jax.jvp(lambda values: drive(values, x), (values,), (direction,))
-    sizes = jnp.sum(jnp.abs(x)) + products + jnp.abs(energy)
-    tolerance = error + rounding(sizes, x.size) / STEPS[-1] + 0.01 * jnp.max(jnp.abs(apart))
+    noise = rounding(jnp.sum(jnp.abs(x)), products, energies[1], x.size)
+    found = difference(along, jnp.zeros(1), jnp.ones(1), noise)
+    change, tolerance = decided(jnp.zeros_like(x), *found, noise)
+    tolerance += 0.01 * jnp.max(jnp.abs(apart))
     # A rest that isn't found, or at which others meet, has no derivative.
     singular = jnp.linalg.svd(jax.jacfwd(lambda x: drive(values, x))(x), compute_uv=False)
-    is_regular = jnp.all(jnp.abs(u) <= 1e-9 * (1 + jnp.abs(x))) & (singular[-1] > 1e-6)
+    is_regular = jnp.all(jnp.abs(u) <= 1e-9 * (1 + jnp.abs(x))) & (
+        jnp.min(singular, initial=jnp.inf) > 1e-6
+    )
     tolerance = jnp.where(is_regular, tolerance, jnp.inf)
     terms = {"du/dh": change, "dx*": dx}
     return laws | {"gradient of rest": [Measured(change, jnp.zeros_like(change), tolerance, terms)]}
+
+
+def _slopes_at_rest(model: AbstractEnergyModel, x: PyTree, force: Array) -> list[Measured]:
+    """H u at x* is the slope of the energy there by differences: u = 0 means that E is at rest."""
+    start, unravel = ravel_pytree(x)
+    names, directions = directions_of(x, start, num_random=1)
+    names = [f"∂E/∂x by differences along x*{name}" for name in names]
+    at_rest, _, size = energy_and_sizes(EnergyFlow(model), x)
+    return compared_slopes(
+        lambda x: model.energy(unravel(x))[None],
+        start,
+        names,
+        directions,
+        at_rest[None],
+        jnp.broadcast_to(force, directions.shape),
+        jnp.ones((len(directions), 1), bool),
+        size,
+    )

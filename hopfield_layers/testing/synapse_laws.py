@@ -130,10 +130,10 @@ def _measured(synapse, gs: Activations, others: Activations, results, most: Arra
 
     # vᵀ S w and wᵀ S v, with S = ∂²A/∂g².
     both = jax.lax.map(second, (jnp.stack([v, w]), jnp.stack([w, v])))
-    # A step at |g| = 32 changes a product of two activations, a score, by 1. Differences of larger
-    # steps don't show how the slopes of a softmax change with it.
+    # A first step at |g| = 2⁹ changes a product of two activations, a score, by 1/8. Differences of
+    # larger steps don't show how the slopes of a softmax change with it.
     largest = jnp.max(jnp.abs(A.values) * A.is_activation)
-    unresolved = jnp.where(largest > 32, jnp.inf, 0.0)
+    unresolved = jnp.where(largest > 2**9, jnp.inf, 0.0)
     both = eqx.tree_at(lambda m: m.tolerance, both, both.tolerance + unresolved)
     vw, wv = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
     end, _ = ravel_pytree((A.parameters, others))
@@ -255,6 +255,18 @@ def _masked(synapse, mask: Bool[Array, "q k"], gs: Activations, others) -> list[
     size = rounding(jnp.max(jnp.abs(slopes)), 1.0)
     return [
         Measured(changed, value, rounding(value, 1.0), {}, subject="A(g) with another masked key"),
-        Measured(new_slopes, slopes, size, {}, subject="∂A/∂g with another masked key"),
-        Measured(own, jnp.zeros_like(own), size, {}, subject="∂A/∂g of a masked key"),
+        Measured(
+            new_slopes,
+            slopes,
+            jnp.broadcast_to(size, slopes.shape),
+            {},
+            subject="∂A/∂g with another masked key",
+        ),
+        Measured(
+            own,
+            jnp.zeros_like(own),
+            jnp.broadcast_to(size, own.shape),
+            {},
+            subject="∂A/∂g of a masked key",
+        ),
     ]

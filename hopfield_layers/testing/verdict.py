@@ -36,7 +36,7 @@ LAWS = {
     "dissipation": "0 ≥ dE/dt = Σ ∂E/∂x · dx/dt",
     "descent": "E(xₙ) ≥ E(xₙ₊₁) at the accepted steps, and not all are rejected where dE/dt < 0",
     "gradients": "Σ ∂f/∂θ·v = df(θ + hv)/dh for every parameter θ, and for x and g",
-    "rest": "a relaxation comes to rest, |u| ≤ |1 + x|/max_steps, and not above its start",
+    "rest": "a relaxation ends at |u| ≤ |1 + x|/max_steps and ∂E/∂x = H u, not above its start",
     "gradient of rest": "du(x* + h dx*/dθ·v, θ + hv)/dh = 0",
 }
 # What is reported of an object that may be right without it.
