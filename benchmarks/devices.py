@@ -53,7 +53,7 @@ def measured(devices: int, divided: str) -> None:
 
 def on_virtual_devices() -> None:
     print(f"{PATTERNS:,} patterns of {UNITS} units, {SAMPLES} states: one drive")
-    print("divided   devices  time over one device  exchanged")
+    print("\n| divided | devices | time over one device | exchanged |\n|---|---|---|---|")
     for divided in ("patterns", "batch"):
         alone = math.nan
         for devices in (1, 2, 4, 8):
@@ -67,7 +67,8 @@ def on_virtual_devices() -> None:
             )
             milliseconds, exchanged = run.stdout.strip().split(";")
             alone = float(milliseconds) if devices == 1 else alone
-            print(f"{divided:9} {devices:7}  {float(milliseconds) / alone:20.2f}  {exchanged}")
+            ratio = float(milliseconds) / alone
+            print(f"| {divided} | {devices} | {ratio:.2f} | {exchanged} |")
 
 
 class Accelerator(NamedTuple):
@@ -83,8 +84,8 @@ class Accelerator(NamedTuple):
 def projection(units: int = 1024, samples: int = 1024, itemsize: int = 2, drives: int = 2) -> None:
     """The time of a retrieval in `drives` drives, all devices dividing the patterns."""
     chip = Accelerator()
-    print(f"\nmilliseconds of a retrieval: {units} units in bfloat16, {samples} states")
-    print(f"{'patterns':>9} " + "".join(f"{devices:>14}" for devices in (1, 8, 64, 1024)))
+    print(f"\nMilliseconds of a retrieval: {units} units in bfloat16, {samples} states")
+    print("\n| patterns | 1 device | 8 | 64 | 1024 |\n|---|---|---|---|---|")
     for exponent in range(6, 11):
         cells = []
         for devices in (1, 8, 64, 1024):
@@ -103,8 +104,8 @@ def projection(units: int = 1024, samples: int = 1024, itemsize: int = 2, drives
             seconds = max(limits["memory"], limits["arithmetic"])
             seconds += limits["network"] + limits["latency"]
             largest = max(limits, key=lambda name: limits[name])
-            cells.append(f"{1e3 * drives * seconds:.3g} {largest[:7]}")
-        print(f"    10^{exponent:<2} " + "".join(f"{cell:>14}" for cell in cells))
+            cells.append(f"{1e3 * drives * seconds:.3g} {largest}")
+        print(f"| 10^{exponent} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

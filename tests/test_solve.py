@@ -399,6 +399,22 @@ def test_batch_size():
             hl.relax(layer, x0, batch_size=wrong)
 
 
+@pytest.mark.parametrize("num_slow", [0, 1, 8, 9, 70])
+def test_the_last_samples_of_a_batch_go_on_alone(num_slow):
+    layer, x0 = hl.ExpLayer(2), jr.normal(jr.key(0), (70, 2))
+    inputs = jnp.zeros((70, 2)).at[jr.permutation(jr.key(1), 70)[:num_slow]].set(2.0)
+    together = hl.solve(layer, x0, 20.0, inputs=inputs, max_steps=80, throw=False)
+    # A program for the last eighth of the first 64, and one for the 6 others.
+    apart = hl.solve(layer, x0, 20.0, inputs=inputs, max_steps=80, batch_size=64, throw=False)
+    steps = together.stats["num_steps"]
+    assert jnp.sum(steps > 50) == num_slow
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+        eqx.filter(apart, eqx.is_array),
+        eqx.filter(together, eqx.is_array),
+    )
+
+
 def test_batched_solutions_are_vmapped_like_those_of_diffrax():
     saveat = diffrax.SaveAt(t1=True, dense=True)
     x0 = jnp.arange(6.0).reshape(3, 2)

@@ -113,7 +113,8 @@ def relax(
         steps the smallest τ.
     - `max_steps`: the largest number of steps. A step of `BlockUpdates` costs about one evaluation
         of ∂E/∂g and one of E.
-    - `batch_size`: the samples that are relaxed at a time, as in `jax.lax.map`; by default all.
+    - `batch_size`: the samples that are relaxed at a time, as in `jax.lax.map`; by default all. The
+        last eighth of a batch of 64 or more goes on without the others, on one device.
     - `progress_meter`: one of diffrax, which shows the share of `max_steps` that was taken.
     - `throw`: whether to raise errors for samples that didn't converge or have no derivative, and
         for an x0 that isn't finite. With `throw=False` the program calls no Python, so that

@@ -4,6 +4,7 @@ import functools as ft
 from collections.abc import Callable
 from typing import TypeVar
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ def while_loop(
     There every step of a loop of JAX evaluates all samples, also those that are done. This one
     moves the last eighth of the samples into a batch of their own. Reverse mode isn't supported.
     """
+    start = jax.tree.map(jnp.asarray, start)
     # The function below must not close over the arrays of the model, which may have a batch axis.
     functions = [eqx.filter_closure_convert(fn, start) for fn in (continues, step)]
     arrays, static = eqx.partition(functions, eqx.is_array)
@@ -85,3 +87,34 @@ def while_loop(
         return states, jax.tree.map(lambda _: True, states)
 
     return run(arrays, start)
+
+
+class LastSamplesApart(diffrax.ForwardMode):
+    """Diffrax's loop over the steps of a solution as a `while_loop` of this module.
+
+    It copies what is saved in every step, which should therefore be small.
+    """
+
+    @property
+    def _loop(self):
+        return ft.partial(_with_our_loop, super()._loop)
+
+
+def _with_our_loop(loop, *, outer_while_loop, **arguments):
+    del outer_while_loop
+    return loop(outer_while_loop=_loop_over_steps, **arguments)
+
+
+def _loop_over_steps(cond_fun, body_fun, init_val, *, max_steps, buffers):
+    del buffers
+
+    def continues(carry):
+        state, num_steps = carry
+        return cond_fun(state) & (num_steps < max_steps)
+
+    def step(carry):
+        state, num_steps = carry
+        return body_fun(state), num_steps + 1
+
+    state, _ = while_loop(continues, step, (init_val, jnp.zeros((), int)))
+    return state
