@@ -128,10 +128,12 @@ def of_synapse(rng: np.random.Generator, synapse: Any, count: int, dtype: Any) -
         return synapse_laws.synapse_laws(eqx.combine(weights, static), gs, others)
 
     examples = (weights, states(), states())
-    # Convolutions of all at once would need hundreds of GB.
-    parts = [jax.tree.map(lambda x, i=i: x[i : i + 500], examples) for i in range(0, count, 500)]
-    found = [jax.vmap(laws)(*part) for part in parts]
-    yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+    if isinstance(synapse, hl.ConvSynapse):
+        # XLA takes longer for many kernels at once than for one after another.
+        one = lambda i: laws(*jax.tree.map(lambda x: x[i], examples))
+        yield _stacked([one(i) for i in range(count)])
+    else:
+        yield jax.vmap(laws)(*examples)
 
 
 def of_networks(seed: int, count: int, each: int) -> Iterator[Laws]:

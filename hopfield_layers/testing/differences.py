@@ -84,8 +84,10 @@ def difference(
     before, last = (changes - rounded)[:-1], (changes + rounded)[1:]
     series = jnp.where(before > last, last**2 / (before - last), jnp.inf)
     spread = bends[2:] + jnp.where(changes[1:] > rounded[1:], series, 0)
-    is_kink = bends[2:] > bends[1:-1] / 2 + 2 * rounded[1:]
-    return differences[2:], jnp.where(is_kink, jnp.inf, spread)
+    # Between larger steps a kink is seen more clearly, as rounding changes less there. Where a
+    # small part of what is allowed for rounding looks like a kink, nothing is decided.
+    is_kink = jnp.cumsum(bends[1:] > bends[:-1] / 2 + rounded / 32, axis=0) > 0
+    return differences[2:], jnp.where(is_kink[1:], jnp.inf, spread)
 
 
 def decided(
