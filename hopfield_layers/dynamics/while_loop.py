@@ -64,7 +64,7 @@ def while_loop(
         def loop(arrays, states, fewest):
             """Steps until at most `fewest` samples continue: the states, and which these are."""
 
-            def is_early(carry):
+            def enough_continue(carry):
                 # On several devices, where `fewest` is 0, the sum would exchange an integer.
                 return jnp.sum(carry[1]) > fewest if fewest else jnp.any(carry[1])
 
@@ -74,7 +74,7 @@ def while_loop(
                 return states, continue_(arrays, states)
 
             begin = (states, continue_(arrays, states))
-            return jax.lax.while_loop(is_early, body, begin)
+            return jax.lax.while_loop(enough_continue, body, begin)
 
         fewest = int(_REST * size) if size >= _SMALLEST_BATCH and not is_on_mesh(start) else 0
         states, going = loop(arrays, start, fewest)
