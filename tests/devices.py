@@ -274,8 +274,11 @@ def memory_and_batch():
         assert is_split(trained, "patterns"), trained.sharding
         assert not any(str(PATTERNS) in array for array in exchanged), exchanged
         assert exchanged[f"f64[{PATTERNS // 4},{UNITS}]"] == 1, exchanged
-    end = jax.jit(RUNS["solve"])(memory(rows), batch)
-    close(end, RUNS["solve"](memory(patterns), queries))
+    slope = jax.value_and_grad(lambda patterns, x: total(RUNS["solve"](memory(patterns), x)))
+    (value, trained), exchanged = compiled(slope, rows, batch)
+    close((value, trained), slope(patterns, queries))
+    assert is_split(trained, "patterns"), trained.sharding
+    assert not any(str(PATTERNS) in array for array in exchanged), exchanged
     # Both along one axis: each device has a part of the patterns and of the states.
     mesh = mesh_of(("devices", 8))
     rows, batch = placed(patterns, mesh, "devices"), placed(queries, mesh, "devices")
