@@ -165,3 +165,8 @@ def test_unknown_expected_failures():
 def test_wrong_kinds(check, wrong, instead):
     with pytest.raises(TypeError, match=instead):
         check(wrong)
+
+
+def test_a_layer_without_units():
+    report = check_layer(hl.TanhLayer(0), max_examples=5)
+    assert report.ok, report

@@ -87,7 +87,7 @@ class Measured(eqx.Module):
     def worst(self) -> "Measured":
         """The one of a stack of these that misses the law by the most."""
         excess = self.excess(jnp)
-        index = jnp.argmax(jnp.max(excess.reshape(len(excess), -1), axis=1))
+        index = jnp.argmax(jnp.max(excess.reshape(len(excess), -1), axis=1, initial=0))
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
