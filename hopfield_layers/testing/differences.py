@@ -172,8 +172,11 @@ def compared_slopes(
     values = jnp.broadcast_to(values, directions.shape)
     center = jnp.broadcast_to(center, is_counted.shape)
     cancelled = jnp.broadcast_to(cancelled, len(directions))
-    numbers = jax.lax.map(along, (values, center, directions, slopes, is_counted, cancelled))
-    each = zip(names, *numbers, strict=True)
+    rows = (values, center, directions, slopes, is_counted, cancelled)
+    slopes, differences, tolerances = jax.lax.map(along, rows)
+    # Kinks may cancel along one direction, but hardly along all of them.
+    tolerances += jnp.where(jnp.any(jnp.isinf(tolerances)), jnp.inf, 0)
+    each = zip(names, slopes, differences, tolerances, strict=True)
     return [Measured(ad, best, tolerance, {}, subject=name) for name, ad, best, tolerance in each]
 
 
