@@ -8,7 +8,6 @@ second table is a projection on paper.
 import argparse
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ def measured(devices: int, divided: str) -> None:
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
     import hopfield_layers as hl
+    from tests.compiling import exchanged_in
 
     mesh = jax.make_mesh((devices,), ("devices",), axis_types=(AxisType.Auto,))
     split, whole = NamedSharding(mesh, P("devices")), NamedSharding(mesh, P())
@@ -41,13 +41,7 @@ def measured(devices: int, divided: str) -> None:
         start = time.perf_counter()
         jax.block_until_ready(drive(ham, x))
         times.append(time.perf_counter() - start)
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    text = drive.as_text() or ""
-    exchanged = [
-        array
-        for line in re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", text)
-        for array in re.findall(r"[a-z]\w*\[[\d,]*\]", line)
-    ]
+    exchanged = exchanged_in(drive.as_text() or "").elements()
     print(f"{1e3 * sorted(times)[5]:.2f};{' '.join(exchanged) or 'nothing'}")
 
 

@@ -52,13 +52,12 @@ def _mesh_of(x: Array) -> Mesh | AbstractMesh:
 
 def on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
     """`fn(*arguments)`, which under `shard_map` runs as on one device, without communication."""
-    # Outside of jit each operation would give its result the mesh back.
-    return (
-        eqx.filter_jit(_on_each_device)(fn, *arguments) if is_under_shard_map() else fn(*arguments)
-    )
+    return _without_mesh(fn, *arguments) if is_under_shard_map() else fn(*arguments)
 
 
-def _on_each_device(fn: Callable[..., _T], *arguments: object) -> _T:
+# Outside of jit each operation would give its result the mesh back.
+@eqx.filter_jit
+def _without_mesh(fn: Callable[..., _T], *arguments: object) -> _T:
     arrays, static = eqx.partition(arguments, eqx.is_array)
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(arrays)))
 

@@ -59,7 +59,7 @@ What each file tests:
 | `zoo` | wrong Lagrangians and models, with the law that each breaks |
 | `zoo_parts` | wrong synapses, networks and models, with the law that each breaks |
 | `accuracy` | the exact values, and the errors in ulps |
-| `compiling` | programs with XLA's full optimization |
+| `compiling` | programs with XLA's full optimization, and what devices exchange in one |
 | `counting` | how often a run evaluates ∂E/∂g |
 | `solutions` | the saved states and times of a solution |
 | `devices` | what `test_devices` runs on eight devices |

@@ -1,6 +1,8 @@
-"""Programs compiled with XLA's full optimization, which the flags of the tests switch off."""
+"""Programs with XLA's full optimization, which the tests' flags switch off, and their text."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -40,3 +42,10 @@ def temporary_bytes(program: Compiled) -> int:
     analysis = program.memory_analysis()
     assert analysis is not None
     return analysis.temp_size_in_bytes
+
+
+def exchanged_in(computation: str) -> Counter[str]:
+    """The numbers and types of arrays that devices exchange in a computation of a program."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", computation)
+    return Counter(array for line in found for array in re.findall(r"[a-z]\w*\[[\d,]*\]", line))

@@ -19,6 +19,8 @@ from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec as P
 import hopfield_layers as hl
 from hopfield_layers._numerics import streaming
 
+from .compiling import exchanged_in
+
 
 UNITS, HIDDEN, SAMPLES, PATTERNS = 5, 3, 16, 4 * 1100  # the patterns of a shard are streamed
 MEMORIES = {
@@ -82,13 +84,6 @@ def compiled_in_parts(fn, *arguments):
     ]
     outside = sum(map(exchanged_in, computations.values()), Counter())
     return program(*arguments), [loop for loop in loops if loop], outside
-
-
-def exchanged_in(computation):
-    """The numbers and types of arrays that devices exchange in a computation of a program."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", computation)
-    return Counter(array for line in found for array in re.findall(r"[a-z]\w*\[[\d,]*\]", line))
 
 
 def close(actual, expected, tol=1e-9):

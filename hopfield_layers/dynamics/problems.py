@@ -34,6 +34,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     A call takes some 45 µs less. It waits for the result only if the argument `throw` is True.
     """
     names = tuple(inspect.signature(fn).parameters)
+    throws = names.index("throw")
 
     @ft.partial(jax.jit, static_argnames="others")
     def compiled(arrays, others):
@@ -49,8 +50,6 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
             # An error of Equinox in the model, which this raises with its own message.
             return eqx.filter_jit(fn)(*arguments)
         return structure.value.unflatten(leaves)
-
-    throws = names.index("throw")
 
     @ft.wraps(fn)
     def call(**arguments):
@@ -70,8 +69,8 @@ class _Static:
 def _separated(tree: PyTree) -> tuple[list[AnyArray], tuple]:
     """The arrays of a tree, and all else of it, which is hashable."""
     leaves, structure = jax.tree.flatten(tree)
-    arrays = [x for x in leaves if isinstance(x, AnyArray)]
-    return arrays, (structure, tuple(None if isinstance(x, AnyArray) else x for x in leaves))
+    arrays = [x for x in leaves if eqx.is_array(x)]
+    return arrays, (structure, tuple(None if eqx.is_array(x) else x for x in leaves))
 
 
 def _joined(arrays: Sequence[Array], others: tuple) -> PyTree:

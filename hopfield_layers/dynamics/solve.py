@@ -177,8 +177,8 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     if replays:
         options = without_derivatives(options) | {"adjoint": diffrax.ForwardMode()}
     options = options | {"max_steps": max_steps, "dt0": dt0, "solver": solver, "throw": False}
-    how = {"controller": controller, "batch_size": batch_size, "replays": replays}
-    run = eqx.Partial(_solve_samples, options=options, **how)
+    limits = {"batch_size": batch_size, "replays": replays}
+    run = eqx.Partial(_solve_samples, controller=controller, options=options, **limits)
     if replays:
         how = Replay(solver, _term_of(controller), saveat.subs.t0, saveat.subs.t1, max_steps)
         solution = replayed((problem, t0, t1), run, saveat, how)
