@@ -43,7 +43,11 @@ def pytest_runtest_teardown(item):
 
 @pytest.fixture
 def compilations():
-    """A list that grows by one entry with every compilation."""
+    """A list that grows by one entry with every compilation.
+
+    It starts without compiled programs, so that it is the same whichever tests ran before.
+    """
+    jax.clear_caches()
     count = []
 
     def listen(event, duration_secs, **_):

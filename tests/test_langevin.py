@@ -100,12 +100,12 @@ def test_a_pulse_between_steps_is_seen():
 
 
 def test_samples_of_a_batch_have_noise_of_their_own(compilations):
-    layer, x0 = hl.TanhLayer(3), jnp.zeros((4, 3))
+    layer, x0, other_key = hl.TanhLayer(3), jnp.zeros((4, 3)), jax.random.key(1)
     end = saved(hl.langevin(layer, x0, 1.0, 0.5, KEY))[:, 0]
     assert len(np.unique(end)) == 12
     np.testing.assert_array_equal(end[:2], saved(hl.langevin(layer, x0[:2], 1.0, 0.5, KEY))[:, 0])
     before = len(compilations)
-    other = hl.langevin(layer, x0, 1.2, 0.4, jax.random.key(1), dt0=None)
+    other = hl.langevin(layer, x0, 1.2, 0.4, other_key, dt0=None)
     assert len(compilations) == before
     assert jnp.all(saved(other)[:, 0] != end)
     assert saved(hl.langevin(layer, jnp.zeros((0, 3)), 1.0, 0.5, KEY)).shape == (0, 1, 3)
