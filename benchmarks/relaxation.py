@@ -96,6 +96,7 @@ def random_networks(num_structures: int, num_draws: int) -> None:
     total = unconverged = refuted = rising = 0
     most = []
     for seed in range(num_structures):
+        jax.clear_caches()  # the programs of many structures would fill the memory
         draw = draws_of(seed)
         problems = eqx.filter_vmap(draw)(jr.split(jr.key(seed), num_draws))
         for dtype in (jnp.float32, jnp.float64):

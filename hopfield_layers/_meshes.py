@@ -7,6 +7,7 @@ on arrays whose types contain no mesh. Its derivatives are right because the arg
 cast to varying ones: the transpose of this cast sums the cotangents of values that devices share.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -43,6 +44,13 @@ def check_axes(tree: PyTree, name: str) -> None:
                 "by jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * n), or call this "
                 "in a function that is wrapped by jax.sharding.auto_axes."
             )
+
+
+def check_axes_of_closures(tree: PyTree) -> None:
+    """`check_axes` of the arrays that functions in the tree close over or find in their module."""
+    for fn in filter(inspect.isfunction, jax.tree.leaves(tree)):
+        variables = inspect.getclosurevars(fn)
+        check_axes((variables.nonlocals, variables.globals), f"the arrays in {fn.__qualname__}")
 
 
 def _mesh_of(x: Array) -> Mesh | AbstractMesh:

@@ -1,3 +1,4 @@
+import gc
 import os
 
 import equinox as eqx
@@ -9,6 +10,10 @@ import pytest
 
 pytest_plugins = ["pytester"]
 jax.config.update("jax_enable_x64", True)
+
+# Tracing makes many objects that live long: with Python's own threshold of 700 their collection
+# takes a fifteenth of the time.
+gc.set_threshold(200_000, 50, 1000)
 
 # A test runs each of its programs once, so that compilation takes nine tenths of the time, and XLA
 # compiles in half of it without optimizing. The tests of the last digits ask for optimization

@@ -296,6 +296,8 @@ def explicit_axes():
     for options in ({"t1": everywhere}, {"t1": 2.0, "dt0": everywhere}, {"t1": 2.0, "clamp": held}):
         expect(ValueError, message, hl.solve, network(W), x0, **options)
     expect(ValueError, message, hl.relax, network(W), x0, clamp=held)
+    inputs = lambda t: batch["x"] * t
+    expect(ValueError, message, hl.solve, hl.TanhLayer(UNITS), x0["x"], 1.0, inputs=inputs)
     expect(ValueError, message, lambda: memory(rows).energy(queries))
     relaxed = auto_axes(
         lambda x: RUNS["relax"](network(W), x), out_sharding=NamedSharding(mesh, P("samples"))

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree
 
 from .._conversion import as_float
-from .._meshes import check_axes, on_each_device
+from .._meshes import check_axes, check_axes_of_closures, on_each_device
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
 from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
@@ -53,7 +53,11 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
 
     @ft.wraps(fn)
     def call(**arguments):
-        return on_each_device(on_one_device, *[arguments[name] for name in names])
+        try:
+            return on_each_device(on_one_device, *[arguments[name] for name in names])
+        except Exception:
+            check_axes_of_closures(arguments)  # which would explain an error of another kind
+            raise
 
     return call
 

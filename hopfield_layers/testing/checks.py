@@ -79,7 +79,7 @@ def check_lagrangian(
     kinds = {"scale": scale, "dtype": dtype, "extremes": extremes}
     levels = _of_lagrangian(lagrangian, shape, max_examples, kinds)
 
-    # What is no Lagrangian makes no layer, and the first level says why.
+    # No layer can be made of what is not a Lagrangian; the first level reports why.
     with contextlib.suppress(Violation):
         lagrangian_laws.dtype_laws(lagrangian, shape)
         bias = 0.5 * jnp.cos(jnp.arange(math.prod(shape))).reshape(shape)
@@ -100,7 +100,7 @@ def check_layer(
 ) -> Report:
     """Checks every law of a layer's Lagrangian and, if they hold, of the layer.
 
-    The latter are those of [`hopfield_layers.testing.assert_energy_bounded`][],
+    The laws of the layer are those of [`hopfield_layers.testing.assert_energy_bounded`][],
     [`hopfield_layers.testing.assert_energy_descends`][] along both flows and
     [`hopfield_layers.testing.assert_gradients`][], and that a drive evaluates the activation once
     and compiles once. Arguments are those of [`hopfield_layers.testing.check_lagrangian`][].
@@ -155,7 +155,7 @@ def check_synapse(
         True
     """
     joins, sizes = checked_synapse(synapse), as_shapes(shapes)
-    # The squares of extremes would leave the range of float64, in which A is differentiated.
+    # No extremes, as their squares would overflow in float64, in which A is differentiated.
     like = tuple(jax.ShapeDtypeStruct(size, float) for size in sizes)
     drawn = {name: states(like, scale, dtype, extremes=False) for name in ("gs", "others")}
     few = max(max_examples // 10, 1)

@@ -15,7 +15,7 @@ from .verdict import broken_by_errors, Laws, Measured
 
 
 def cost_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
-    """What ∂E/∂g costs, at x and at other values of the same shapes, also of Python's numbers."""
+    """How often ∂E/∂g evaluates its parts, and compiles for other values of the same shapes."""
     calls, traced = Counter(), []
 
     @eqx.filter_jit
@@ -29,7 +29,7 @@ def cost_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
     with broken_by_errors():
         for _ in range(2):
             drive(model, x)
-            model, x = jax.tree.map(other, (model, x))  # as an optimizer makes them
+            model, x = jax.tree.map(other, (model, x))  # arrays, as an optimizer returns them
         eqx.filter_eval_shape(lambda model, x: model.dEdg(x), _counted(model, calls), x)
     expected = Counter(c.synapse for c in model.connections) if isinstance(model, HAM) else {}
     return {

@@ -1,7 +1,7 @@
-"""Derivatives by central differences, and what these may be off by.
+"""Derivatives by central differences, with bounds of their errors.
 
-A law that compares with them doesn't trust automatic differentiation, which follows a custom rule
-wherever it leads. All of it is computed in float64.
+Automatic differentiation applies a custom derivative rule even if it is wrong. Differences don't,
+so they decide. Everything is computed in float64.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from .verdict import Measured, rounding
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 Function = Callable[[Array], Array]
-# The first two only show how fast the differences of the others converge.
+# The first two steps serve only to measure how fast the differences converge.
 _ALL_STEPS = 2.0 ** -np.arange(14.0, 39.0, 4.0)
 STEPS = _ALL_STEPS[2:]
 _HALVINGS = 40
 # These programs run a few dozen times: without optimization they compile in a third of the time.
-# The second option is for these releases of JAX alone, as XLA refuses one that it doesn't know.
+# The second option is only for these releases of JAX, as XLA refuses options that it doesn't know.
 _OPTIONS: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
 if (0, 10) <= jax.__version_info__ < (0, 11):
     _OPTIONS["xla_cpu_use_fusion_emitters"] = False
@@ -43,9 +43,10 @@ def in_float64(tree: _T) -> _T:
 
 
 def directions_of(tree: PyTree, values: Array, num_random: int = 0) -> tuple[list[str], Array]:
-    """A direction in each array of the tree, whose entries are `values`, and some through all.
+    """A direction in each array of the tree, and some in all arrays at once, with their names.
 
-    In proportion to the values, so that a step doesn't leave the domain of a parameter.
+    `values` are the tree's entries as one vector. The directions are in proportion to them, so that
+    a step doesn't leave the domain of a parameter.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sizes = [leaf.size for _, leaf in leaves]
@@ -60,18 +61,21 @@ def directions_of(tree: PyTree, values: Array, num_random: int = 0) -> tuple[lis
 def difference(
     fn: Function, at: Array, direction: Array, noise: Array | float = 0.0
 ) -> tuple[Array, Array]:
-    """D(h) = (f(h) − f(−h))/2h of f(h) = fn(at + hv), for each h along the first axis, and how far
-    f′(0) may be from it apart from rounding. `noise` is h times what rounding may change in D(h).
+    """D(h) = (f(h) − f(−h))/2h of f(h) = fn(at + hv), and its spread, for each h along axis 0.
+
+    The spread is how far f′(0) may be from D(h), apart from rounding. `noise` is h times what
+    rounding may change in D(h).
 
     - If f is convex or concave between −h and h, f′(0) lies between (f(0) − f(−h))/h and
       (f(h) − f(0))/h. Their mean is D(h), and half of their distance is allowed.
     - At a kink that distance doesn't vanish with h, and f′(0) may be the slope on either side of
-      each term with a kink. It is ∞ there, as terms of either sign may cancel in the distance.
-    - Where D changes from h to h by more than rounding, as at 0 in |t|ᵖ sign(t), and these changes
-      fall by a ratio r, the rest of their series is c/(r − 1) with the last change c. It is ∞ where
-      D diverges.
+      each term with a kink. The spread is ∞ there, as terms of opposite signs may cancel in the
+      distance.
+    - Where D changes from one h to the next by more than rounding, as for |t|ᵖ sign(t) at 0, and
+      these changes shrink by a factor r each, the remaining ones add up to c/(r − 1) with the last
+      change c. The spread is ∞ where D diverges.
     """
-    # One program for all of them: each that calls fn is compiled anew.
+    # One call of fn for all of them, as each call would be compiled anew.
     shifts = jnp.concatenate([_ALL_STEPS, -_ALL_STEPS, jnp.zeros(1)])
     values = jax.lax.map(lambda h: fn(at + h * direction), shifts)
     center = values[-1]
@@ -181,10 +185,11 @@ def compared_slopes(
 
 
 def jump(fn: Function, start: Array, end: Array, size: Function | None = None) -> Measured:
-    """A scalar function doesn't jump between two points: its change over ever shorter parts of the
-    way there, always the half over which it changes more, is that of its slopes at the ends.
+    """A scalar function doesn't jump on the straight line between two points.
 
-    `size` is that of terms which cancel in fn.
+    The line is halved again and again, and the half over which fn changes more is kept. The change
+    over the last part must be the one that the slopes at its ends explain. `size` is the size of
+    terms that cancel in fn.
     """
 
     def halve(_, ends):

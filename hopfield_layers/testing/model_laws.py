@@ -180,21 +180,21 @@ class Local:
         self.u, self.slope = (ravel_pytree(tree)[0] for tree in (field.drive(zero, x), slope))
         # A bias is rounded with x. For a layer, whose u is x − b, these are its size at least.
         self.sizes = jnp.abs(self.x) + jnp.nan_to_num(jnp.abs(self.u), nan=0, posinf=0)
-        # Near an edge, rounding x changes H. Far out H may be small as a difference of terms of the
-        # size that it has at 0.
+        # Near an edge, rounding x changes H. At large x, H may be a small difference of terms that
+        # are as large as H is at 0.
         signs = (-1.0) ** jnp.arange(self.x.size, dtype=self.x.dtype)
         change = 4 * jnp.finfo(self.x.dtype).eps * signs * self.sizes
         states = jnp.stack([self.x, self.x + change, self.x - change, jnp.zeros_like(self.x)])
         gs, (self.force, up, down, _), hessians = jax.lax.map(derivatives, states)
         self.g = gs[0]
-        # What rounding x does to H u.
+        # By how much rounding x changes H u.
         self.unsteady = jnp.abs(up - self.force) + jnp.abs(down - self.force)
         # Where one unit's curvature leaves the range, ∞ · 0 is NaN in the rows of the others.
         self.curvature = jnp.nan_to_num(jnp.abs(hessians[0]), nan=0, posinf=jnp.inf)
         self.curvature_at_0 = jnp.nan_to_num(jnp.abs(hessians[-1]), nan=0, posinf=0)
         products = jnp.sum(jnp.abs(self.x * self.g)), jnp.sum(jnp.abs(self.x * self.slope))
         self.rounding = rounding(self.x.size, self.energy, *products)  # of the energy
-        # Where an activation leaves the range, so may what is made of it, and ∞ − ∞ is NaN.
+        # Where an activation overflows, so may E and u, which contain it, and ∞ − ∞ is NaN.
         self.in_range = ~jnp.isinf(jnp.max(jnp.abs(jnp.append(self.x * self.g, self.g)), initial=0))
 
 
@@ -249,7 +249,7 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     tolerance = local.rounding + jnp.where(jnp.isfinite(bound), rounding(bound), 0)
     results = {"E(x)": local.energy, "g(x)": local.g, "u(x)": local.u}
     return {
-        # E = −∞ falls below every bound, and as no sum of its finite terms.
+        # E = −∞ is below every bound, and no sum of finite terms gives it.
         "finite": [finite(results, jnp.isneginf(local.energy), is_decided=local.in_range)],
         "batch": in_batch,
         "bounded": [Measured(local.energy, bound, tolerance, terms, inequality=True)],
@@ -289,8 +289,9 @@ def _along(field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: A
         return laws, local.energy, local.rounding, error
 
     laws, energies, roundings, errors = jax.lax.map(at_step, (xs, rates))
-    # No step may lead above any state before it: where the controller allows an error eₙ at each,
-    # E(xₙ) − E(xₘ) ≤ eₘ + 2 Σ eₖ + eₙ over m < k < n, plus the rounding of these two energies.
+    # No state may have a higher energy than any state before it. Where the controller allows an
+    # error eₙ at each step, E(xₙ) − E(xₘ) ≤ eₘ + 2 Σ eₖ + eₙ over m < k < n, plus the rounding of
+    # these two energies.
     allowed = jnp.cumsum(2 * errors) - errors
     lowest = jax.lax.cummin(energies + roundings - allowed)
     before, after = lowest[:-1] + allowed[1:], energies[1:]
@@ -301,7 +302,7 @@ def _along(field: EnergyFlow, ts: Array, xs, rates, relative: Array, absolute: A
 
 
 def _time_constants(model: AbstractEnergyModel) -> Laws:
-    """The law that every leaf called tau is one that the model's time constants follow."""
+    """The law that the time constants of the model are proportional to its leaves called tau."""
 
     def doubled(path, leaf):
         name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None

@@ -49,8 +49,8 @@ def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
     products, start = jnp.sum(jnp.abs(x * g)), ravel_pytree(x0)[0]
     energies = jax.lax.map(energy, jnp.stack([start, x, x - u]))
     noise = rounding(jnp.max(jnp.abs(energies[:2])), products, start.size)
-    # After n steps with a critical slowing down of any power, |u| is less than |1 + x|/n. Descents
-    # stop where rounding hides whether E falls: it is undecided whether that is a rest.
+    # After n steps with a critical slowing down of any power, |u| is less than |1 + x|/n. A descent
+    # also stops where rounding hides whether E falls, and then the law is undecided.
     falls = jnp.abs(energies[1] - energies[2]) > noise
     slack = jnp.where(falls, (1 + jnp.abs(x)) / _MAX_STEPS, jnp.inf)
     laws = {
@@ -66,7 +66,7 @@ def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
     def along(h):
         return drive(values + h[0] * direction, x + h[0] * dx)
 
-    # The linear solver may leave 1 % of what u changes by while x stays where it is.
+    # The linear solver may leave 1 % of the change of u at constant x.
     _, apart = jax.jvp(lambda values: drive(values, x), (values,), (direction,))
     noise = rounding(jnp.sum(jnp.abs(x)), products, energies[1], x.size)
     found = difference(along, jnp.zeros(1), jnp.ones(1), noise)
@@ -83,7 +83,7 @@ def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
 
 
 def _slopes_at_rest(model: AbstractEnergyModel, x: PyTree, force: Array) -> list[Measured]:
-    """H u at x* is the slope of the energy there by differences: u = 0 means that E is at rest."""
+    """H u at x* is ∂E/∂x by differences of E, so that u = 0 is a stationary point of E."""
     start, unravel = ravel_pytree(x)
     names, directions = directions_of(x, start, num_random=1)
     names = [f"∂E/∂x by differences along x*{name}" for name in names]

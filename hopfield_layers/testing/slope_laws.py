@@ -12,9 +12,7 @@ from .verdict import Laws
 
 
 def slope_laws(field: EnergyFlow, x: PyTree, y: PyTree, rate: PyTree, is_stuck: Array) -> Laws:
-    """The laws of the energy's slope at x, and of its path from x to y, by differences; and of its
-    slope along the rate at y, where a solve is stuck.
-    """
+    """The laws of ∂E/∂x at x, of E on the way from x to y, and of dE/dt at y of a stuck solve."""
     with jax.enable_x64(True):
         return _by_differences(*in_float64((field, x, y, rate)), is_stuck)
 
@@ -32,7 +30,7 @@ def _by_differences(field: EnergyFlow, x: PyTree, y: PyTree, rate: PyTree, is_st
 
     names, directions = directions_of(x, start, num_random=2)
     names = [f"x{name}" if name[:1] != "r" else name for name in names]
-    # No longer than the state is large, as the directions are.
+    # A step along the rate is at most in proportion to the state, like those in other directions.
     longest = jnp.max(jnp.abs(rate) / jnp.where(end == 0, 1, jnp.abs(end)), initial=0)
     rate = rate / jnp.where(longest > 0, longest, 1)
     is_stuck &= jnp.all(jnp.isfinite(rate))
@@ -55,7 +53,7 @@ def _by_differences(field: EnergyFlow, x: PyTree, y: PyTree, rate: PyTree, is_st
 
 
 def energy_and_sizes(field: EnergyFlow, x: PyTree) -> tuple[Array, Array, Array]:
-    """E, ∂E/∂x, and the size of terms that cancel in E or that rounding a parameter changes."""
+    """E, ∂E/∂x, and the size of the terms of E by its products with parameters and g."""
     parameters, static = eqx.partition(field, eqx.is_inexact_array)
 
     def energy(parameters, x):

@@ -37,7 +37,7 @@ SCALES = st.sampled_from([1.0, 1e-6, 0.1, 10.0, 100.0, 1e4])
 GRAPHS = ("hypergraph", "memory", "pair", "tokens")
 
 
-# Of any size between 0.01 and 100, 1 the simplest, with few digits.
+# Between 0.01 and 100 on a logarithmic scale, with few digits; 1 is the simplest.
 _POSITIVE = st.just(1.0) | st.floats(-2, 2).map(lambda decade: float(f"{10**decade:.3g}"))
 _POWERS = st.just(2.0) | st.floats(1.25, 4, width=16)
 _PARAMETERS = {

@@ -157,10 +157,10 @@ def _measured(synapse, gs: Activations, others: Activations, results, most: Arra
 
 
 def _finite(A: _Flat, results, most: Array) -> Measured:
-    """The law that A and ∂A/∂g are finite where float64 gives moderate values, there or beside.
+    """The law that A and ∂A/∂g are finite where float64 gives moderate values at g or next to it.
 
-    A value that leaves the range grows to it, and a lone NaN doesn't: nor does an ∞ beyond an edge
-    at which A is moderate still.
+    A value that overflows is large next to g too, whereas a NaN at one point is not. Likewise, A
+    must be large just before it becomes ∞ on the way from 0 to g.
     """
     near = 2.0**-30 * (1 + jnp.abs(A.values)) * A.is_activation
     around = A.values + jnp.outer(jnp.array([0, 1, -1]), near)
@@ -170,7 +170,7 @@ def _finite(A: _Flat, results, most: Array) -> Measured:
         return jnp.append(jnp.where(A.is_activation, slopes, 0), value)
 
     rows = jax.lax.map(results_at, around)
-    # Terms that cancel stay in range with a margin.
+    # The square root leaves room for terms that cancel.
     is_moderate = jnp.any(jnp.all(jnp.abs(rows) < jnp.sqrt(most), axis=1))
     values, _ = ravel_pytree(results)
     wrong = jnp.sum(~jnp.isfinite(values)) + jnp.sum(~jnp.isfinite(rows[0]))

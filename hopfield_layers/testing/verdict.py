@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 
-# In the order in which they are checked: each presumes those before.
+# In the order in which they are checked, as each presumes the ones before it.
 LAWS = {
     "scalar": "L(x), E(x) and E_s(g) are scalars, and g(x) has the shape of x",
     "dtype": "results have the dtype of x",
@@ -39,7 +39,7 @@ LAWS = {
     "rest": "a relaxation ends at |u| ≤ |1 + x|/max_steps and ∂E/∂x = H u, not above its start",
     "gradient of rest": "du(x* + h dx*/dθ·v, θ + hv)/dh = 0",
 }
-# What is reported of an object that may be right without it.
+# These are reported, but an object without them may be right.
 PROPERTIES = {
     "block updates": "½A(g) + ½A(g′) ≥ A(½g + ½g′) along each layer: block updates lower E",
     "evaluations": "a drive evaluates each activation and each synapse once",
@@ -85,7 +85,7 @@ class Measured(eqx.Module):
             return xp.where(same | ~xp.isfinite(tolerance), 0, missed / tolerance)
 
     def worst(self) -> "Measured":
-        """The one of a stack of these that misses the law by the most."""
+        """The entry of a stack of measurements that misses the law by the most."""
         excess = self.excess(jnp)
         index = jnp.argmax(jnp.max(excess.reshape(len(excess), -1), axis=1, initial=0))
         return jax.tree.map(lambda leaf: leaf[index], self)
@@ -96,7 +96,7 @@ Laws = dict[str, list[Measured]]
 
 @contextlib.contextmanager
 def broken_by_errors(law: str = "jit") -> Iterator[None]:
-    """Makes an error a [`Violation`][] of the law of what can be evaluated."""
+    """Turns an error inside the block into a [`Violation`][] of this law."""
     try:
         yield
     except Violation:
@@ -109,7 +109,7 @@ def broken_by_errors(law: str = "jit") -> Iterator[None]:
 
 
 def dtypes() -> tuple[jnp.dtype, ...]:
-    """Those in which the laws of dtypes are tried."""
+    """The dtypes in which the laws of dtypes are tried."""
     return tuple(
         jnp.dtype(name) for name in ("float16", "bfloat16", "float32", jnp.result_type(float))
     )
