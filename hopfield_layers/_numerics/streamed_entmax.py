@@ -34,14 +34,10 @@ class _Shares(NamedTuple):
     def units(self, h: Array) -> Units:
         return units(self.exponent(h), self.t, self.step, self.alpha)
 
-    def shares(self, h: Array) -> tuple[Array, Array]:
-        """g, and its derivative with respect to t."""
-        if self.alpha is not None:
-            g, _, ratio = self.units(h)
-            return g, g / ratio
-        largest_share = jnp.exp(self.t) * (1 - self.step)
-        g = jnp.maximum(self.exponent(h) + largest_share, 0)
-        return g, jnp.where(g > 0, largest_share, 0)
+    def sparsemax(self, h: Array) -> Array:
+        """g for α = 2."""
+        g = self.exponent(h) + jnp.exp(self.t) * (1 - self.step)
+        return jnp.where(g <= 0, 0, g)
 
 
 def _largest(block: Block, _: None) -> Array:
@@ -69,7 +65,7 @@ def _result(scores: Scores, beta: Array, alpha: Array | None) -> _Result:
     def excess(t: Array) -> tuple[Array, Array]:
         shares = _Shares(beta, alpha, largest, t, zero)
         total, slope = scores.sums(_total_and_slope, shares)[1]
-        return total - 1, slope
+        return total - 1, slope if alpha is not None else jnp.exp(t) * slope
 
     low = -jnp.log(jnp.asarray(len(scores.rows.patterns[0]), zero.dtype))
     t, step = find_threshold(excess, zero, low, 2.0 if alpha is None else alpha)
@@ -105,15 +101,21 @@ def _result_jvp(primals, tangents):
 
 
 def _total_and_slope(h: Array, shares: _Shares) -> tuple[None, tuple[Array, Array]]:
-    return None, shares.shares(h)
+    """g and g/ratio, the latter for sparsemax over max g."""
+    if shares.alpha is None:
+        g = shares.sparsemax(h)
+        return None, (g, (g > 0).astype(g.dtype))
+    g, _, ratio = shares.units(h)
+    return None, (g, g / ratio)
 
 
 def _weights_and_terms(h: Array, shares: _Shares) -> tuple[Array, tuple[Array, Array]]:
     # L = m + Σ g d/β − Ω(g)
     if shares.alpha is None:
-        g, _ = shares.shares(h)
+        g = shares.sparsemax(h)
         return g, (g, g * (shares.exponent(h) + (1 - g) / 2) / shares.beta)
     g, log, _ = shares.units(h)
+    assert log is not None
     order = shares.alpha - 1
     cost = (shares.exponent(h) - jnp.expm1(order * log) / (shares.alpha * order)) / shares.beta
     return g, (g, jnp.where(g > 0, scaled_exp(cost, log), 0))

@@ -108,13 +108,13 @@ class LSparsemax(_AbstractSimplex):
     """
 
     def _value_terms(self, z):
-        return sum_in_range(entmax_value(z, self.beta, 2.0, self.axis))
+        return sum_in_range(entmax_value(z, self.beta, None, self.axis))
 
     def _activation_formula(self, z):
-        return entmax(z, self.beta, 2.0, self.axis)
+        return entmax(z, self.beta, None, self.axis)
 
     def _energy_terms(self, z):
-        return sum_in_range(entmax_energy(z, self.beta, 2.0, self.axis))
+        return sum_in_range(entmax_energy(z, self.beta, None, self.axis))
 
 
 class LEntmax(AbstractRowwise):
