@@ -320,8 +320,10 @@ def test_patterns_are_not_copied():
 
 
 # What a drive takes besides its arguments and results: 2 % of the patterns and 20 states.
-@pytest.mark.parametrize("name", ["softmax", "ghostmax", "ReLU"])
-@pytest.mark.parametrize(("count", "units", "samples"), [(100_000, 64, 256), (99_991, 64, 64)])
+@pytest.mark.parametrize("name", ["softmax", "ghostmax", "ReLU", "sparsemax"])
+@pytest.mark.parametrize(
+    ("count", "units", "samples"), [(100_000, 64, 256), (99_991, 64, 64), (4000, 784, 1000)]
+)
 def test_temporaries_of_a_drive(name, count, units, samples):
     allowed = 0.02 * count * units * 4 + 20 * samples * units * 4
     program = compiled(drive(LAGRANGIANS[name]), *shapes(count, units, samples))
