@@ -191,6 +191,15 @@ def test_an_energy_without_lower_bound(dtype):
         eqx.filter_jit(hl.relax)(model, x0)
 
 
+def test_a_rest_far_away():
+    # y = 50 + tanh(x)/10 and x = sinh(y)/10, which is about 3e20.
+    model = with_dtype(pair(jnp.full((1, 1), 0.1), y=hl.CoshLayer), jnp.float32)
+    x0 = {name: jnp.zeros(1, jnp.float32) for name in "xy"}
+    rest = hl.relax(model, x0, inputs={"x": x0["x"], "y": jnp.full(1, 50.0)})
+    np.testing.assert_allclose(rest.x["y"], 50.1, rtol=1e-6)
+    np.testing.assert_allclose(rest.x["x"], np.sinh(50.1) / 10, rtol=1e-4)
+
+
 def test_the_error_names_the_samples():
     model, x0 = PAIR, PAIR.init_states(bs=3, rng=jr.key(1))
     at_rest = hl.relax(model, x0).x

@@ -44,7 +44,7 @@ class Tolerance(eqx.Module):
 
 def limit_of(x: PyTree[Array]) -> Array:
     """The size of x beyond which the energy is assumed to have no lower bound."""
-    sizes = [float(jnp.finfo(leaf.dtype).max) ** 0.45 for leaf in jax.tree.leaves(x)]
+    sizes = [float(jnp.finfo(leaf.dtype).max) ** 0.6 for leaf in jax.tree.leaves(x)]
     return jnp.maximum(min(sizes), 1e3 * largest(x))
 
 
