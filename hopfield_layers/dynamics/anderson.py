@@ -12,7 +12,6 @@ the Gram matrix of the normalized rows; each change adds one row to it. Source: 
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -63,8 +62,22 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
     both = is_used[:, None] & is_used
     gram = jnp.where(both, scale[:, None] * history.gram * scale, 0) + jnp.diag(shift)
     right = jnp.where(is_used, scale * _products(history.df, f), 0)
-    weights = scale * jax.scipy.linalg.solve(gram, right, assume_a="pos")
+    weights = scale * _solution(gram, right)
     return s - jnp.sum(jnp.where(is_used[:, None], weights[:, None] * history.ds, 0), axis=0)
+
+
+def _solution(matrix: Array, b: Array) -> Array:
+    """x with matrix x = b, by elimination, which needs no pivoting for a positive matrix.
+
+    This is a few loops over the whole batch, where LAPACK is called for each sample.
+    """
+    indices = jnp.arange(len(b))
+    for i in range(len(b)):
+        column, row, entry = matrix[:, i], matrix[i] / matrix[i, i], b[i] / matrix[i, i]
+        is_row = indices == i
+        matrix = jnp.where(is_row[:, None], row, matrix - column[:, None] * row)
+        b = jnp.where(is_row, entry, b - column * entry)
+    return b
 
 
 def _products(rows: Array, row: Array) -> Array:
