@@ -49,8 +49,12 @@ def check_axes(tree: PyTree, name: str) -> None:
 def check_axes_of_closures(tree: PyTree) -> None:
     """`check_axes` of the arrays that functions in the tree close over or find in their module."""
     for fn in filter(inspect.isfunction, jax.tree.leaves(tree)):
-        variables = inspect.getclosurevars(fn)
-        check_axes((variables.nonlocals, variables.globals), f"the arrays in {fn.__qualname__}")
+        try:
+            variables = inspect.getclosurevars(fn)
+            arrays = jax.tree.leaves((variables.nonlocals, variables.globals))
+        except ValueError:  # a variable without a value, or a dict whose keys can't be sorted
+            continue
+        check_axes(arrays, f"the arrays in {fn.__qualname__}")
 
 
 def _mesh_of(x: Array) -> Mesh | AbstractMesh:

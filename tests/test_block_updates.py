@@ -198,6 +198,8 @@ def test_a_rest_far_away():
     rest = hl.relax(model, x0, inputs={"x": x0["x"], "y": jnp.full(1, 50.0)})
     np.testing.assert_allclose(rest.x["y"], 50.1, rtol=1e-6)
     np.testing.assert_allclose(rest.x["x"], np.sinh(50.1) / 10, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="did not bring every unit to rest"):
+        hl.relax(model, x0, inputs={"x": x0["x"], "y": jnp.full(1, 50.0)}, max_steps=2)
 
 
 def test_the_error_names_the_samples():

@@ -180,6 +180,19 @@ def test_a_callable_may_branch_on_its_number(flow):
     assert slope.dtype == jnp.float32
 
 
+def test_errors_in_inputs_are_their_own():
+    mixed = {1: 0.0, "a": 1.0}
+
+    def unknown(t):
+        return later * mixed[1] * t
+
+    with pytest.raises(NameError, match="later"):
+        hl.solve(hl.TanhLayer(3), jnp.zeros(3), 1.0, inputs=unknown)
+    later = mixed[1]
+    with pytest.raises(KeyError, match="b"):
+        hl.solve(hl.TanhLayer(3), jnp.zeros(3), 1.0, inputs=lambda t: mixed["b"] * later * t)
+
+
 def test_coupled_axes_that_are_no_tuple():
     with pytest.raises(TypeError, match=r"Expected a tuple of axes, \(0,\) for instance, got 0\."):
         hl.as_lagrangian(jnp.sum, coupled_axes=0)  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,8 @@ With m the largest entry of a row, d = β(z − m) ≤ 0 and a₊ = max(a, 0),
   which includes a share of the largest unit's part of Ω, the sums over the other units are
   L = m + Σ g (d + c)/β and E = −Σ g c/β, the latter with terms of one sign.
 
-α = 2, sparsemax, is given as None. It needs no logarithms: g = (d + max g)₊ and c = 1 − (r + g)/2.
+For sparsemax, α = 2, `alpha` is None. No logarithms are needed then: g = (d + max g)₊ and
+c = 1 − (r + g)/2.
 
 The error of L, g and E is at most 5 ulps of the result times its condition number, as measured
 against mpmath.
@@ -57,7 +58,7 @@ class Units(NamedTuple):
 
 
 def _powers(d, t, step, alpha):
-    """a = g^(α−1) where that is positive, and 1 − a and κ."""
+    """a, which is g^(α−1) where it is positive; 1 − a; and κ."""
     order, kappa = _order(alpha), _kappa(t, alpha)
     # a = 1 + (α−1)(d − λ), with 1 − (α−1)λ = κ(1 − (α−1)·step)
     high, low = -jnp.expm1(order * t), order * kappa * step
@@ -144,9 +145,11 @@ def _threshold(d, alpha, is_largest, axis):
 
     def sums(t):
         g, _, ratio = units(d, t, jnp.zeros_like(t), alpha)
-        # For sparsemax g/ratio is max g or 0: a sum of numbers of units forms fewer arrays.
-        is_sparsemax, count = alpha is None, total((g > 0).astype(g.dtype))
-        slope = _kappa(t, alpha) * count if is_sparsemax else total(g / ratio)
+        if alpha is None:
+            # g/ratio is κ where g > 0. To count these units takes fewer arrays than to sum it.
+            slope = _kappa(t, alpha) * total((g > 0).astype(g.dtype))
+        else:
+            slope = total(g / ratio)
         # expm1 leaves out the 1 of the largest term, so that this is accurate near a vertex.
         return jnp.expm1(t) + total(jnp.where(is_largest, 0, g)), slope
 

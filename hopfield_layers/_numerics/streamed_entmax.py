@@ -101,7 +101,7 @@ def _result_jvp(primals, tangents):
 
 
 def _total_and_slope(h: Array, shares: _Shares) -> tuple[None, tuple[Array, Array]]:
-    """g and g/ratio, the latter for sparsemax over max g."""
+    """g and g/ratio; for sparsemax the latter is divided by max g, so that its sum is a count."""
     if shares.alpha is None:
         g = shares.sparsemax(h)
         return None, (g, (g > 0).astype(g.dtype))

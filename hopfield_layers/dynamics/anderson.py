@@ -67,9 +67,10 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
 
 
 def _solution(matrix: Array, b: Array) -> Array:
-    """x with matrix x = b, by elimination, which needs no pivoting for a positive matrix.
+    """x with matrix x = b, by Gauss–Jordan elimination.
 
-    This is a few loops over the whole batch, where LAPACK is called for each sample.
+    A positive definite matrix needs no pivoting. Under `vmap` this is elementwise work on the whole
+    batch, whereas LAPACK would be called once for each sample.
     """
     indices = jnp.arange(len(b))
     for i in range(len(b)):

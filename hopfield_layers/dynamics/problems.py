@@ -55,8 +55,13 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     def call(**arguments):
         try:
             return on_each_device(on_one_device, *[arguments[name] for name in names])
-        except Exception:
-            check_axes_of_closures(arguments)  # which would explain an error of another kind
+        except Exception as error:
+            # The arguments were checked, but not the arrays that functions among them close over.
+            # On explicit axes these cause errors that don't say so.
+            try:
+                check_axes_of_closures(arguments)
+            except ValueError as explanation:
+                error.add_note(str(explanation))
             raise
 
     return call

@@ -42,9 +42,14 @@ class Tolerance(eqx.Module):
         )
 
 
+# A power of the largest number of the dtype. Squares may overflow there, but where activations are
+# bounded a rest may be as far away.
+FAR = 0.6
+
+
 def limit_of(x: PyTree[Array]) -> Array:
     """The size of x beyond which the energy is assumed to have no lower bound."""
-    sizes = [float(jnp.finfo(leaf.dtype).max) ** 0.6 for leaf in jax.tree.leaves(x)]
+    sizes = [float(jnp.finfo(leaf.dtype).max) ** FAR for leaf in jax.tree.leaves(x)]
     return jnp.maximum(min(sizes), 1e3 * largest(x))
 
 

@@ -91,7 +91,7 @@ def falls_without_end(model: hl.AbstractEnergyModel, x: PyTree) -> Measured:
 
 
 def _descent_by_squares(ham: hl.HAM) -> Array | None:
-    """The descent that ½‖z‖² of identity units allows the one connection, if it outgrows it."""
+    """How far E may fall if ½‖z‖² of identity units outgrows the one connection, or else None."""
     if len(ham.connections) != 1:
         return None
     (connection,) = ham.connections

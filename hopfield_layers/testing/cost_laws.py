@@ -15,7 +15,7 @@ from .verdict import broken_by_errors, Laws, Measured
 
 
 def cost_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
-    """How often ∂E/∂g evaluates its parts, and compiles for other values of the same shapes."""
+    """How often ∂E/∂g evaluates each part, and whether other values of these shapes compile it."""
     calls, traced = Counter(), []
 
     @eqx.filter_jit

@@ -12,7 +12,7 @@ from .verdict import Laws
 
 
 def slope_laws(field: EnergyFlow, x: PyTree, y: PyTree, rate: PyTree, is_stuck: Array) -> Laws:
-    """The laws of ∂E/∂x at x, of E on the way from x to y, and of dE/dt at y of a stuck solve."""
+    """The laws of ∂E/∂x at x, of E from x to y, and of dE/dt at y if a solve is stuck there."""
     with jax.enable_x64(True):
         return _by_differences(*in_float64((field, x, y, rate)), is_stuck)
 
@@ -53,7 +53,7 @@ def _by_differences(field: EnergyFlow, x: PyTree, y: PyTree, rate: PyTree, is_st
 
 
 def energy_and_sizes(field: EnergyFlow, x: PyTree) -> tuple[Array, Array, Array]:
-    """E, ∂E/∂x, and the size of the terms of E by its products with parameters and g."""
+    """E, ∂E/∂x, and the size Σ|θ ∂E/∂θ| + Σ|x g| of the terms of E."""
     parameters, static = eqx.partition(field, eqx.is_inexact_array)
 
     def energy(parameters, x):

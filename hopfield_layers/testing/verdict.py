@@ -39,7 +39,7 @@ LAWS = {
     "rest": "a relaxation ends at |u| ≤ |1 + x|/max_steps and ∂E/∂x = H u, not above its start",
     "gradient of rest": "du(x* + h dx*/dθ·v, θ + hv)/dh = 0",
 }
-# These are reported, but an object without them may be right.
+# Properties that are reported. An object may lack them and still be right.
 PROPERTIES = {
     "block updates": "½A(g) + ½A(g′) ≥ A(½g + ½g′) along each layer: block updates lower E",
     "evaluations": "a drive evaluates each activation and each synapse once",
