@@ -62,8 +62,11 @@ def _powers(d, t, step, alpha):
     order, kappa = _order(alpha), _kappa(t, alpha)
     # a = 1 + (α−1)(d − λ), with 1 − (α−1)λ = κ(1 − (α−1)·step)
     high, low = -jnp.expm1(order * t), order * kappa * step
-    large, small = jnp.where(high < 0.5, 1, kappa), jnp.where(high < 0.5, high, 0)
-    a = large + order * d - small - low
+    if alpha is None:
+        # A loop over t would keep 1 + d, which doesn't depend on t, as another array.
+        a = jnp.where(high < 0.5, 1, kappa) + d - jnp.where(high < 0.5, high, 0) - low
+    else:
+        a = jnp.where(high < 0.5, 1 + order * d - high, kappa + order * d) - low
     return a, high - order * d + low, kappa
 
 
