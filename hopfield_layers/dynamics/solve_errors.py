@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Never
+from typing import Any, NoReturn
 
 import diffrax
 import equinox as eqx
@@ -22,7 +22,7 @@ from .replay import saves_states
 from .run_time_errors import Errors
 
 
-def raise_first(message: str, arguments: ProblemArguments, t0: Any, t1: Any) -> Never:
+def raise_first(message: str, arguments: ProblemArguments, t0: Any, t1: Any) -> NoReturn:
     """Raises the error of this message, with the numbers where they are known."""
     problems.raise_if_not_finite(arguments.x0)
     check_times(t0, t1)
