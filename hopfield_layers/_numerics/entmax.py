@@ -57,29 +57,21 @@ class Units(NamedTuple):
     ratio: Array  # (g/max g)^(α−1)
 
 
-def _powers(d, t, step, alpha):
-    """a, which is g^(α−1) where it is positive; 1 − a; and κ."""
-    order, kappa = _order(alpha), _kappa(t, alpha)
-    # a = 1 + (α−1)(d − λ), with 1 − (α−1)λ = κ(1 − (α−1)·step)
+def _units_formula(d, t, step, alpha):
+    """The units for a row's t and the Newton step that remains at it."""
+    order, kappa, eps = _order(alpha), _kappa(t, alpha), jnp.finfo(d.dtype).eps
+    # a = 1 + (α−1)(d − λ), with 1 − (α−1)λ = κ(1 − (α−1)·step), and u = 1 − a
     high, low = -jnp.expm1(order * t), order * kappa * step
     if alpha is None:
         # A loop over t would keep 1 + d, which doesn't depend on t, as another array.
         a = jnp.where(high < 0.5, 1, kappa) + d - jnp.where(high < 0.5, high, 0) - low
-    else:
-        a = jnp.where(high < 0.5, 1 + order * d - high, kappa + order * d) - low
-    return a, high - order * d + low, kappa
-
-
-def _units_formula(d, t, step, alpha):
-    """The units for a row's t and the Newton step that remains at it."""
-    order = _order(alpha)
-    a, u, kappa = _powers(d, t, step, alpha)
+        return Units(jnp.where(a > 0, a, 0), None, jnp.where(a > 0, a / kappa, eps))
+    a = jnp.where(high < 0.5, 1 + order * d - high, kappa + order * d) - low
+    u = high - order * d + low
     is_near, inside = u < 0.5, a > 0
-    ratio = jnp.where(inside, a / kappa, jnp.finfo(d.dtype).eps)
-    if alpha is None:
-        return Units(jnp.where(inside, a, 0), None, ratio)
     # XLA may evaluate a predicate differently in two fusions, so each formula continues past it.
     u = jnp.where(is_near, u, 0.5)
+    ratio = jnp.where(inside, a / kappa, eps)
     # −ln(1 − u) as ln(1 + u/(1 − u)): XLA's log1p of float64 loses two digits below 0.
     log = jnp.where(is_near, -jnp.log1p(u / (1 - u)) / order, t + jnp.log(ratio) / order)
     return Units(jnp.where(inside, jnp.exp(log), 0), log, ratio)
@@ -105,7 +97,7 @@ def _units_jvp(primals, tangents):
 
 
 def find_threshold(
-    sums: Callable[[Array], tuple[Array, Array]], high: Array, low: Array, alpha: Array | float
+    sums: Callable[[Array], tuple[Array, Array]], high: Array, low: Array, alpha: Array | None
 ) -> tuple[Array, Array]:
     """Solves Σ g = 1 for t between `low` and `high`; also returns the remaining Newton step.
 
@@ -115,7 +107,7 @@ def find_threshold(
     slope is infinite where a unit leaves the support. Newton's method may stall there, so every
     second step is a bisection.
     """
-    eps = jnp.finfo(high.dtype).eps
+    eps, alpha = jnp.finfo(high.dtype).eps, 2.0 if alpha is None else alpha
 
     def cond(carry):
         *_, moving, steps = carry
@@ -157,8 +149,7 @@ def _threshold(d, alpha, is_largest, axis):
         return jnp.expm1(t) + total(jnp.where(is_largest, 0, g)), slope
 
     high = total(jnp.zeros_like(d))
-    low = high - jnp.log(d.shape[axis])
-    return find_threshold(sums, high, low, 2.0 if alpha is None else alpha)
+    return find_threshold(sums, high, high - jnp.log(d.shape[axis]), alpha)
 
 
 @_threshold.def_jvp

@@ -68,7 +68,7 @@ def _result(scores: Scores, beta: Array, alpha: Array | None) -> _Result:
         return total - 1, slope if alpha is not None else jnp.exp(t) * slope
 
     low = -jnp.log(jnp.asarray(len(scores.rows.patterns[0]), zero.dtype))
-    t, step = find_threshold(excess, zero, low, 2.0 if alpha is None else alpha)
+    t, step = find_threshold(excess, zero, low, alpha)
     shares = _Shares(beta, alpha, largest, t, step)
     slopes, (total, value) = _sums(scores, shares)
     # Without any pattern both sums are 0, with NaN among the scores the slopes are NaN.

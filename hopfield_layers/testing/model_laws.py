@@ -32,7 +32,7 @@ from .verdict import (
 
 
 _MANY = 32  # rejected steps
-_FACTORS = np.array([[1.0], [1.1], [1.3], [1.7]], np.float32)
+_FACTORS = np.array([[1.0], [1.1], [1.3], [1.7]])
 
 
 def assert_energy_bounded(
@@ -177,12 +177,13 @@ class Local:
             g, hessian_vector = jax.linearize(activations, x)
             transposed = jax.linear_transpose(hessian_vector, x)
             # These products by u, divided by their factors, differ by rounding alone.
-            vectors = jnp.concatenate([_FACTORS * self.u, jnp.eye(x.size, dtype=x.dtype)])
+            factors, count = _FACTORS.astype(x.dtype), len(_FACTORS)
+            vectors = jnp.concatenate([factors * self.u, jnp.eye(x.size, dtype=x.dtype)])
             products = jax.vmap(hessian_vector)(vectors)
-            (pulled,) = jax.vmap(transposed)(vectors[: len(_FACTORS)])
-            forces = jnp.stack([products[: len(_FACTORS)], pulled]) / _FACTORS
+            (pulled,) = jax.vmap(transposed)(vectors[:count])
+            forces = jnp.stack([products[:count], pulled]) / factors
             noise = jnp.sum(jnp.max(forces, axis=1) - jnp.min(forces, axis=1), axis=0)
-            return g, forces[0, 0], noise, products[len(_FACTORS) :].T
+            return g, forces[0, 0], noise, products[count:].T
 
         self.energy, slope = jax.value_and_grad(field.energy, argnums=1)(zero, x)
         self.u, self.slope = (ravel_pytree(tree)[0] for tree in (field.drive(zero, x), slope))
