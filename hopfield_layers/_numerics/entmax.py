@@ -107,7 +107,7 @@ def find_threshold(
     slope is infinite where a unit leaves the support. Newton's method may stall there, so every
     second step is a bisection.
     """
-    eps, alpha = jnp.finfo(high.dtype).eps, 2.0 if alpha is None else alpha
+    eps, order = jnp.finfo(high.dtype).eps, _order(alpha)
 
     def cond(carry):
         *_, moving, steps = carry
@@ -117,15 +117,15 @@ def find_threshold(
         t, _, low, high, moving, steps = carry
         excess, slope = sums(t)
         low, high = jnp.where(excess < 0, t, low), jnp.where(excess > 0, t, high)
-        shrink = (1 + excess) * jnp.expm1((1 - alpha) * jnp.log1p(excess)) / slope
-        new = t + jnp.log1p(shrink) / (alpha - 1)
-        newton = (new >= low) & (new <= high) & ((alpha <= 2) | (steps % 2 == 0))
+        shrink = (1 + excess) * jnp.expm1(-order * jnp.log1p(excess)) / slope
+        new = t + jnp.log1p(shrink) / order
+        newton = (new >= low) & (new <= high) & ((order <= 1) | (steps % 2 == 0))
         new = jnp.where(newton, new, (low + high) / 2)
-        change = jnp.where(alpha <= 2, jnp.abs(new - t), high - low)
+        change = jnp.where(order <= 1, jnp.abs(new - t), high - low)
         moving = moving & (excess != 0) & (change > -2 * eps * new)
         # Newton's steps are monotone up to α = 2: a step in the other direction is
         # rounding error.
-        moving = moving & ((alpha > 2) | ((excess > 0) & (new < t)))
+        moving = moving & ((order > 1) | ((excess > 0) & (new < t)))
         return jnp.where(moving, new, t), excess / slope, low, high, moving, steps + 1
 
     t, step, *_ = lax.while_loop(cond, body, (high, high, low, high, high == high, 0))
