@@ -28,6 +28,8 @@ from .state_trees import Clamp, largest, like_state
 class FixedPoints(eqx.Module):
     """The result of [`hopfield_layers.fixed_points`][]: distinct fixed points by ascending energy.
 
+    Rounding decides the order of points whose energies are the same.
+
     **Attributes:**
 
     - `x`: the states, with an axis of the fixed points in front.
@@ -125,9 +127,8 @@ def fixed_points(
         ... )
         >>> starts = {"x": jax.random.normal(jax.random.key(0), (20, 2))}
         >>> points = hl.fixed_points(pair, starts)
-        >>> print(points.x["x"][points.stable].round(2))  # x = ±2 tanh x
-        [[-1.92 -1.92]
-         [ 1.92  1.92]]
+        >>> print(points.x["x"][points.stable, 0].sort().round(2))  # x = ±2 tanh x
+        [-1.92  1.92]
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, starts, clamp, inputs))):
         raise ValueError("fixed_points can't be traced: their number depends on the values.")
