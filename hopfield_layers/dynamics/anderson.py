@@ -73,12 +73,11 @@ def _solution(matrix: Array, b: Array) -> Array:
     batch, whereas LAPACK would be called once for each sample.
     """
     indices = jnp.arange(len(b))
+    rows = jnp.concatenate([matrix, b[:, None]], axis=1)
     for i in range(len(b)):
-        column, row, entry = matrix[:, i], matrix[i] / matrix[i, i], b[i] / matrix[i, i]
-        is_row = indices == i
-        matrix = jnp.where(is_row[:, None], row, matrix - column[:, None] * row)
-        b = jnp.where(is_row, entry, b - column * entry)
-    return b
+        row = rows[i] / rows[i, i]
+        rows = jnp.where((indices == i)[:, None], row, rows - rows[:, i, None] * row)
+    return rows[:, -1]
 
 
 def _products(rows: Array, row: Array) -> Array:
