@@ -9,7 +9,7 @@ from mkdocs.structure.files import File
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 # Modules that the other examples share.
-SHARED = {"digits", "energy_pictures"}
+SHARED = {"digits", "drawing", "energy_pictures", "training"}
 
 
 def on_page_markdown(markdown, **_):

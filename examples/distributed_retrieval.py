@@ -1,10 +1,11 @@
 # %% [markdown]
 """# Retrieval from a memory that is divided among devices and processes
 
-E = |x|²/2 − ln Σ exp(β ξ·x)/β over K binary patterns ξ. Each device keeps its own rows of the
-patterns, as 8-bit integers, and streams them; the sums of all devices are merged in one reduction
-of the state's size and a few numbers per query. Queries are patterns with 20 % of the entries
-flipped; each process takes its share of them.
+E = |x|²/2 − ln Σ exp(β ξ·x)/β over K binary patterns ξ. Each process keeps its own rows of the
+patterns, as 8-bit integers, on each of its devices, which take a share of the queries each. The
+sums over the rows of all processes are merged in one reduction of the state's size and a few
+numbers per query. Queries are patterns with 20 % of the entries flipped. With `--divide all` each
+device keeps rows of its own, and takes part in every query.
 
 One process, on all of its devices:
 
@@ -19,9 +20,9 @@ same program, and process 0 also coordinates:
     python examples/distributed_retrieval.py $together --process 1
 
 Several hosts: the same with the address of the first host as the coordinator, one process on each.
-SLURM gives the processes their numbers:
+SLURM gives the processes their numbers, here one for each of four GPUs per host:
 
-    srun --ntasks-per-node=1 python examples/distributed_retrieval.py --cluster
+    srun --ntasks-per-node=4 --gpus-per-node=4 python examples/distributed_retrieval.py --cluster
 
 If a process dies, the others fail within `--heartbeat` seconds.
 """
@@ -49,7 +50,15 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, help="the number of processes")
     parser.add_argument("--process", type=int, help="the number of this process, from 0 on")
     parser.add_argument("--cluster", action="store_true", help="get these from SLURM or similar")
-    parser.add_argument("--heartbeat", type=int, default=30, help="seconds until a peer fails")
+    parser.add_argument(
+        "--heartbeat", type=int, default=30, help="seconds until a silent process counts as dead"
+    )
+    parser.add_argument(
+        "--divide",
+        choices=["processes", "all"],
+        default="processes",
+        help="which divide the patterns",
+    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.patterns = 8192
@@ -104,10 +113,12 @@ def main() -> None:
             arguments.process,
             heartbeat_timeout_seconds=arguments.heartbeat,
         )
-    # Patterns are divided among processes, and queries among the devices of each if that is even.
     processes, devices = jax.process_count(), jax.local_device_count()
+    sizes = (processes, devices) if arguments.divide == "processes" else (processes * devices, 1)
+    if arguments.queries % sizes[1] or arguments.patterns % sizes[0]:
+        raise SystemExit(f"Expected patterns and queries that divide by {sizes}.")
     auto = (AxisType.Auto, AxisType.Auto)
-    mesh = jax.make_mesh((processes, devices), ("patterns", "samples"), axis_types=auto)
+    mesh = jax.make_mesh(sizes, ("patterns", "samples"), axis_types=auto)
     patterns = spread_patterns(mesh, arguments.patterns, arguments.units)
     memory = hl.HiddenSynapse.from_patterns(patterns, hl.LSoftmax(beta=1.0))
     layers = {"x": hl.IdentityLayer(arguments.units)}

@@ -21,7 +21,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import hopfield_layers as hl
-from energy_pictures import draw_digits, draw_fall, draw_kinds, draw_plateau, Run, save
+from drawing import HERE, save
+from energy_pictures import draw_digits, draw_fall, draw_kinds, draw_plateau, Run
 
 
 jax.config.update("jax_enable_x64", True)
@@ -128,8 +129,8 @@ def table(title: str, runs: Sequence[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="for the pictures")
-    out = parser.parse_args().out
+    parser.add_argument("--out", type=Path, default=HERE, help="for the pictures")
+    out = parser.parse_known_args()[0].out  # a notebook has arguments of its own
     fall, plateau, kinds = exponential(X0, 0.1), exponential(100 * X0, 5e-8), every_kind()
     print("Steps include the rejected ones; evaluations are those of dx/dt.")
     table("Five exponential units from x0", fall)
@@ -140,6 +141,14 @@ def main() -> None:
     save(draw_plateau(plateau), out / "energy_analysis_plateau.png")
     save(draw_kinds(kinds), out / "energy_analysis_layers.png")
     save(draw_digits(kinds), out / "energy_analysis_digits.png")
+
+    # What is claimed: no energy rises or falls below its bound, and where each comes to rest.
+    for r in (fall[0], plateau[0], plateau[2], *kinds):
+        slack = 1e-6 * np.max(np.abs(r.energy))  # of the solver's tolerances
+        assert np.all(np.diff(r.energy, axis=1) <= slack), r.name
+        assert np.all(r.energy >= r.bound - slack), r.name
+    ends = [float(r.energy[0, -1]) for r in (fall[0], plateau[0], plateau[2])]
+    assert np.allclose(ends, [-5, -2, -5], atol=1e-4), ends
 
 
 if __name__ == "__main__":

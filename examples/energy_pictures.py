@@ -1,19 +1,13 @@
 """The pictures of `energy_analysis.py`."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.scipy.special import expi
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
-
-BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
-COLOURS = [BLUE, RED, GREEN, "#E69F00", "#56B4E9", "#CC79A7"]  # Okabe and Ito's
-BOUND = {"color": "black", "linestyle": "--", "linewidth": 1.0}
+from drawing import BLUE, BOUND, COLOURS, draw_row, figure, GREEN, RED
 
 
 class Run(NamedTuple):
@@ -38,23 +32,6 @@ def staircase(x0: np.ndarray, t: np.ndarray) -> np.ndarray:
         s = np.geomspace(s0, 1e-3, 5000)[1:]
         energy += np.interp(t, np.asarray(expi(s0) - expi(s)), -np.exp(-s) * (1 + s))
     return energy
-
-
-def figure(width: float, height: float, *grid: int, **options: Any) -> tuple[Figure, np.ndarray]:
-    """A figure without pyplot, and its axes without their upper and right edges."""
-    fig = Figure((width, height), dpi=130, layout="constrained")
-    axes = fig.subplots(*grid, **options)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-    return fig, axes
-
-
-def save(fig: Figure, path: Path) -> None:
-    """Saves with a palette of 128 colours, which halves the file."""
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def draw_fall(runs: Sequence[Run]) -> Figure:
@@ -142,15 +119,13 @@ def draw_digits(runs: Sequence[Run]) -> Figure:
         "Softmax": "each row evens out,\nits sum stays",
         "Sparsemax": "of each row only\nthe brightest do",
     }
-    fig, axes = figure(8, 4.4, len(kinds), 6)
+    times = (0, 0.3, 1, 3, 10, 100)
+    fig, axes = figure(8, 4.4, len(kinds), len(times))
     for row, (kind, note) in zip(axes, kinds.items(), strict=True):
         (r,) = (r for r in runs if r.name.startswith(kind))
-        row[0].set_ylabel(f"{kind}:\n{note}", rotation=0, ha="right", va="center", fontsize=9)
-        for ax, t in zip(row, (0, 0.3, 1, 3, 10, 100), strict=True):
-            ax.imshow(r.x[2, np.argmin(abs(r.t - t))], cmap="RdBu_r", vmin=-1, vmax=1)
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-            if kind == "Relu":
-                ax.set_title(f"t = {t:g} τ", fontsize=9)
+        images = [r.x[2, np.argmin(abs(r.t - t))] for t in times]
+        draw_row(row, f"{kind}:\n{note}", images, cmap="RdBu_r")
+    for ax, t in zip(axes[0], times, strict=True):
+        ax.set_title(f"t = {t:g} τ", fontsize=9)
     fig.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.6, label="unit x")
     return fig

@@ -38,7 +38,8 @@ from matplotlib.figure import Figure
 
 import digits
 import hopfield_layers as hl
-from energy_pictures import BLUE, GREEN, RED, save
+import training
+from drawing import BLUE, draw_row, GREEN, HERE, RED, save
 
 
 class TokenMemory(hl.AbstractSynapse):
@@ -178,7 +179,7 @@ def best_ridge(train: np.ndarray, rng: np.random.Generator) -> float:
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
-# %% Training: optax sees the weights alone. What didn't come to rest has no share in the gradient.
+# %% Training. Samples that are not at rest don't contribute to the gradient.
 class Setting(NamedTuple):
     side: int  # of a patch, in pixels
     steps: int
@@ -186,38 +187,33 @@ class Setting(NamedTuple):
     rate: float = 4e-3
 
 
+def loss_of(model: Completer, patches, masked):
+    guess, at_rest = model(patches, masked)
+    counted = (masked & at_rest[:, None])[..., None]
+    squares = jnp.where(counted, guess - patches, 0) ** 2
+    return jnp.sum(squares) / (jnp.sum(masked) * patches.shape[-1]), jnp.mean(at_rest)
+
+
 def train_completer(model: Completer, patches: np.ndarray, setting: Setting):
     """The trained model, and the loss of every step."""
-    weights, constants = eqx.partition(model, hl.trainable_weights(model))
+    rng = np.random.default_rng(0)
     rate = optax.warmup_cosine_decay_schedule(0.0, setting.rate, 50, setting.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
-    @jax.jit
-    def step(weights, state, patches, masked):
-        def loss(weights):
-            guess, at_rest = eqx.combine(weights, constants)(patches, masked)
-            counted = (masked & at_rest[:, None])[..., None]
-            squares = jnp.where(counted, guess - patches, 0) ** 2
-            return jnp.sum(squares) / (jnp.sum(masked) * patches.shape[-1]), jnp.mean(at_rest)
+    def batches():
+        for _ in range(setting.steps):
+            batch = patches[rng.choice(len(patches), setting.batch, replace=False)]
+            yield batch, random_masks(rng, len(batch), patches.shape[1])
 
-        (value, at_rest), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(weights, updates), state, value, at_rest
-
-    rng, state, results = np.random.default_rng(0), optimizer.init(weights), []
-    for i in range(setting.steps):
-        batch = patches[rng.choice(len(patches), setting.batch, replace=False)]
-        masked = random_masks(rng, len(batch), patches.shape[1])
-        weights, state, *result = step(weights, state, batch, masked)
-        results.append(result)
-        if (i + 1) % (setting.steps // 10) == 0:
-            value, at_rest = np.mean(results[-(setting.steps // 10) :], 0)
-            print(f"step {i + 1:4}  loss {value:.3f}  at rest {at_rest:.1%}", flush=True)
-    return eqx.combine(weights, constants), np.array(results)[:, 0]
+    are_weights, every = hl.trainable_weights(model), setting.steps // 10
+    return training.trained(model, are_weights, loss_of, batches(), optimizer, every)
 
 
 def papers_steps(model: Completer, patches: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    """The energies along 12 Euler steps of the paper's update, which has no leak."""
+    """The energies along 12 Euler steps of the paper's update, which has no leak.
+
+    Unlike in the paper, known tokens are clamped, and places have biases.
+    """
     x0, clamp = model.start(jnp.asarray(patches), jnp.asarray(masked))
     bare = WithoutLeak(model.ham)  # pyright: ignore[reportCallIssue]
     steps = {"dt0": 0.1, "stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 12}
@@ -232,11 +228,9 @@ def draw(rows: dict[str, np.ndarray], losses: np.ndarray, errors: dict[str, floa
     figure = Figure((10.5, 3.9), dpi=110, layout="constrained")
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(2.1, 1)), object)
     for axes, (name, images) in zip(left.subplots(len(rows), 10), rows.items(), strict=True):
-        axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        for ax, image in zip(axes, images, strict=True):
-            ax.imshow(np.ma.masked_invalid(image), cmap="gray_r", vmin=-1, vmax=1)
-            ax.set(xticks=[], yticks=[], facecolor="#F3D9B1")
-            ax.spines[:].set_visible(False)
+        draw_row(axes, name, [np.ma.masked_invalid(image) for image in images])
+        for ax in axes:
+            ax.set_facecolor("#F3D9B1")
     ax = right.subplots()
     window = max(1, len(losses) // 30)
     smooth = np.convolve(losses, np.ones(window) / window, "valid")
@@ -254,8 +248,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="four larger patches, fewer steps")
     parser.add_argument("--validate", action="store_true", help="a fifth of the training images")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="for the picture")
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
+    args, _ = parser.parse_known_args()  # a notebook has arguments of its own
     setting = Setting(side=4, steps=120) if args.quick else Setting(side=2, steps=1500)
     train, test = digits.small()
     if args.validate:
@@ -282,7 +276,7 @@ def main() -> None:
     for name, value in errors.items():
         print(f"{name:20}{value:14.4f}")
 
-    first = [int(np.argmax(test.labels == label)) for label in range(10)]
+    first = digits.first_of_each(test.labels)
     known = np.where(masked[..., None], np.nan, patches)
     rows = {"half is masked": known, "completed at rest": guesses["Energy Transformer"]}
     rows |= {"linear map": guesses["linear map"], "digit": patches}

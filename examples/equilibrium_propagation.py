@@ -10,7 +10,7 @@ ReLU crosses its threshold between x₋ and x₊. The implicit gradient is that 
 by `jax.grad`.
 
 Prints the relative distance of the two gradients against b (the median over 20 images), and the
-share of test digits that networks read which were trained by either gradient. Draws both next to
+share of test digits that are read correctly after training with each gradient. Draws both next to
 this file or to `--out FOLDER`.
 
 Source: Scellier & Bengio, "Equilibrium propagation", Frontiers in Computational Neuroscience 11
@@ -33,14 +33,13 @@ from matplotlib.figure import Figure
 
 import digits
 import hopfield_layers as hl
-from energy_pictures import BLUE, RED, save
+import training
+from drawing import BLUE, HERE, RED, save
 
 
 parser = argparse.ArgumentParser(description="Equilibrium propagation beside implicit gradients.")
 parser.add_argument("--quick", action="store_true", help="fewer digits, units and epochs")
-parser.add_argument(
-    "--out", type=Path, default=Path(digits.__file__).parent, help="for the picture"
-)
+parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
 args, _ = parser.parse_known_args()  # a notebook has arguments of its own
 
 train, test = digits.mnist(low=0.0)
@@ -106,12 +105,13 @@ def trained(gradient_of) -> tuple[eqx.Module, list[float], float]:
 
     rng, now, state, shares = np.random.default_rng(0), weights, optimizer.init(weights), []
     begin = time.process_time()
-    for _ in range(EPOCHS):
-        for rows in rng.permutation(len(train.images))[: steps * BATCH].reshape(-1, BATCH):
-            images, classes = digits.states(train.images[rows]), CLASSES[train.labels[rows]]
-            now, state, converged = step(now, state, images, classes)
-            assert converged
-        shares.append(float(np.mean(label(now, digits.states(test.images)) == test.labels)))
+    for i, rows in enumerate(training.shuffled(rng, len(train.images), BATCH, EPOCHS), start=1):
+        images, classes = digits.states(train.images[rows]), CLASSES[train.labels[rows]]
+        now, state, converged = step(now, state, images, classes)
+        assert converged
+        if i % steps == 0:
+            read = label(now, digits.states(test.images)) == test.labels
+            shares.append(float(np.mean(read)))
     return now, shares, time.process_time() - begin
 
 
@@ -169,7 +169,7 @@ left.set_title("Nudged rests against the implicit gradient", fontsize=11)
 for (name, share), style in zip(shares.items(), [(BLUE, "o-"), (RED, "s--")], strict=True):
     right.plot(np.arange(1, EPOCHS + 1), share, style[1], color=style[0], ms=4, label=name)
 right.set(xlabel="epoch", ylabel="share of test digits read")
-right.set_title("Learned by the one and by the other", fontsize=11)
+right.set_title("Accuracy after training with each", fontsize=11)
 for ax in (left, right):
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9)

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=200, help="states to draw for each law")
     parser.add_argument("--shape", type=int, nargs="*", default=[5])
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
-    arguments = parser.parse_args()
+    arguments, _ = parser.parse_known_args()  # a notebook has arguments of its own
     texts = []
     print(f"| of HAMUX 0.2.2, {tuple(arguments.shape)} units | holds | breaks |\n|---|---|---|")
     of_each = reports(arguments.only, tuple(arguments.shape), arguments.examples)

@@ -6,7 +6,7 @@
 1. Two rectified units that inhibit each other, E_s = w g₁ g₂: two rests and a saddle, and in the
    state flow, which cannot move dead units, a region without any motion.
 2. A tanh unit that excites itself, E_s = −w g²/2, under a swept input: hysteresis between the
-   folds at ±I_c, where I_c = artanh √(1 − 1/w) − w √(1 − 1/w) up to its sign.
+   folds at ±I_c, where I_c = w √(1 − 1/w) − artanh √(1 − 1/w).
 3. The log-sum-ReLU (Epanechnikov) energy E = −log(ε + Σ_μ relu(1 − β‖x − ξ_μ‖²/2)) of M = 12
    patterns (arXiv:2506.10801) as a custom synapse. Its minima are the centres of the subsets of
    patterns whose balls overlap there, which are also enumerated exactly. Random starts find every
@@ -28,7 +28,7 @@ import optimistix as optx
 from matplotlib.figure import Figure
 
 import hopfield_layers as hl
-from energy_pictures import BLUE, figure, RED, save
+from drawing import BLUE, figure, HERE, RED, save
 
 
 # %% Two rectified units
@@ -149,8 +149,8 @@ def draw(ham, points, sweep, branches, fold, memory, minima) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer inputs and starts")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="for the picture")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
+    arguments, _ = parser.parse_known_args()  # a notebook has arguments of its own
     pair = portrait()
     swept = hysteresis(41 if arguments.quick else 201)
     memory, _, centres = epanechnikov(6000 if arguments.quick else 20000)

@@ -11,7 +11,7 @@ the activations of the library's layers.
 1. A pulse of 40 ms at 100 ms switches a bistable circuit; one of 4 ms doesn't.
 2. A sweep over β and the coupling by `vmap`: the circuit keeps what it holds where β w > 1.
 3. Noise of temperature T: by `langevin`, and with `EnergyFlow` in one's own `diffeqsolve`, the
-   variance of linear units is the exact T.
+   variance of linear units is T, as the theory predicts.
 4. An excitatory and an inhibitory unit oscillate for ever; with the symmetric part of their W,
    which has an energy, they come to rest.
 
@@ -30,11 +30,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import hopfield_layers as hl
-from energy_pictures import BLUE, figure, RED, save
+from drawing import BLUE, figure, HERE, RED, save
 
 
 def circuit(beta: jax.Array | float, w: jax.Array | float) -> hl.HAM:
-    """A fast layer that excites itself, and a slow one that follows it and feeds little back."""
+    """A fast layer that excites itself, and a slow one that follows it, with weak feedback."""
     layers = {"fast": hl.TanhLayer(1, tau=10.0, beta=beta), "slow": hl.TanhLayer(1, tau=100.0)}
     recurrent = lambda g: -w * jnp.sum(g**2) / 2
     joined = hl.DenseSynapse((1, 1), W=jnp.full((1, 1), 0.1))
@@ -95,7 +95,7 @@ def noisy(num_samples: int, temperature: float = 0.125) -> None:
     """The variance of linear units under noise, in units of T: by the library, and by hand."""
     layer, x0, key = hl.IdentityLayer(num_samples), jnp.zeros(num_samples), jax.random.key(0)
 
-    def by_hand(key):  # the same with any other flow, drift or noise
+    def by_hand(key):  # replace the flow, drift or noise by your own
         noise = diffrax.VirtualBrownianTree(0.0, 6.0, 1e-2, (num_samples,), key)
         spread = lambda t, x, args: lx.DiagonalLinearOperator(
             jnp.full_like(x, (2 * temperature) ** 0.5)
@@ -164,8 +164,8 @@ def draw(ts, traces, betas, ws, kept, times, paths) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer values and samples")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="for the picture")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
+    arguments, _ = parser.parse_known_args()  # a notebook has arguments of its own
     traces = pulses((4.0, 40.0))
     kept = sweep(12 if arguments.quick else 48)
     noisy(1000 if arguments.quick else 20000)

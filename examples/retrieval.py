@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 
 import digits
 import hopfield_layers as hl
-from energy_pictures import BLUE, figure, GREEN, RED, save
+from drawing import BLUE, draw_row, figure, GREEN, HERE, RED, save
 
 
 parser = argparse.ArgumentParser(description="What memories of digits retrieve.")
 parser.add_argument("--quick", action="store_true", help="one memory of 128 digits")
-parser.add_argument("--out", type=Path, default=Path(digits.__file__).parent, help="for pictures")
+parser.add_argument("--out", type=Path, default=HERE, help="for pictures")
 args, _ = parser.parse_known_args()  # a notebook has arguments of its own
 
 STORED, SEEDS = ((128,), 1) if args.quick else ((128, 512, 1024, 2048), 3)
@@ -36,8 +36,8 @@ KINDS = {
     "1.5-entmax": hl.LEntmax(beta=0.1, alpha=1.5),
     "sparsemax": hl.LSparsemax(beta=0.1),
 }
-# The published rates of half-masked queries, to two places.
-PUBLISHED = {
+# The rates of half-masked queries that this protocol gave on these digits before, to two places.
+REFERENCE = {
     "softmax": {128: 1.00, 512: 0.93, 1024: 0.80, 2048: 0.61},
     "sparsemax": {128: 1.00, 512: 1.00, 1024: 1.00, 2048: 1.00},
 }
@@ -100,7 +100,7 @@ PROTOCOLS = {
     "half clamped": (half, relaxed),
 }
 
-# %% The rates. The published protocol has all stored digits as queries, the others 256 of them.
+# %% The rates. The protocol of Santos et al. has all stored digits as queries, the others 256.
 rates: dict[tuple[str, str, str], list[float]] = {}
 counts: dict[tuple[str, str, str], list[int]] = {}
 for protocol, similarity, kind in itertools.product(PROTOCOLS, ("dot", "Euclid"), KINDS):
@@ -111,8 +111,8 @@ for protocol, similarity, kind in itertools.product(PROTOCOLS, ("dot", "Euclid")
         for seed in range(SEEDS):
             rng = np.random.default_rng(seed)
             patterns = rng.permutation(images)[:count]
-            published = key == ("half-masked", "dot", "softmax")
-            wanted = patterns if published else patterns[:256]
+            all_queried = key == ("half-masked", "dot", "softmax")
+            wanted = patterns if all_queried else patterns[:256]
             result = recall(network(patterns, KINDS[kind], similarity), spoil(rng, wanted))
             retrieved.append(cosines(result, wanted) > 0.9)
         rates[key].append(float(np.mean(retrieved)))
@@ -142,7 +142,7 @@ save(fig, args.out / "retrieval_rates.png")
 def draw(count: int) -> Figure:
     order = np.random.default_rng(0).permutation(len(images))[:count]
     patterns = images[order]
-    wanted = patterns[np.unique(labels[order], return_index=True)[1]]
+    wanted = patterns[digits.first_of_each(labels[order])]
     query = np.where(KNOWN, wanted, 0)
     soft, sparse = (network(patterns, KINDS[kind]) for kind in ("softmax", "sparsemax"))
     rows = {
@@ -154,11 +154,8 @@ def draw(count: int) -> Figure:
     }
     fig, axes = figure(8.6, 5.1, len(rows), len(wanted), squeeze=False)
     for i, (row, (name, pictures)) in enumerate(zip(axes, rows.items(), strict=True)):
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        for ax, image, cosine in zip(row, pictures, cosines(pictures, wanted), strict=True):
-            ax.imshow(image, cmap="gray_r", vmin=-1, vmax=1)
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
+        draw_row(row, name, pictures)
+        for ax, cosine in zip(row, cosines(pictures, wanted), strict=True):
             if i > 1:
                 colour = "black" if cosine > 0.9 else RED
                 ax.set_xlabel(f"{cosine:.3f}", fontsize=8, color=colour, labelpad=1)
@@ -169,15 +166,15 @@ def draw(count: int) -> Figure:
 
 save(draw(max(STORED)), args.out / "retrieval_digits.png")
 
-# %% What is claimed: the published rates, within three times the binomial error of the queries, and
-# that the Euclidean score and the clamp each restore most of the softmax's loss with many digits.
+# %% What is claimed: the rates of the protocol, within three times the binomial error, and that the
+# Euclidean score restores a part, and the clamp most, of what softmax loses with many digits.
 if not args.quick:
     plain = rates["half-masked", "dot", "softmax"][-1]
     assert rates["half-masked", "Euclid", "softmax"][-1] > plain + 0.15
     assert rates["half clamped", "dot", "softmax"][-1] > plain + 0.3
     assert rates["half-masked", "dot", "1.5-entmax"][-1] > 0.99
-for kind, published in PUBLISHED.items():
+for kind, reference in REFERENCE.items():
     key = ("half-masked", "dot", kind)
     for count, rate, queries in zip(STORED, rates[key], counts[key], strict=True):
-        error = np.sqrt(published[count] * (1 - published[count]) / queries)
-        assert abs(rate - published[count]) <= (3 * error or 0.005), (kind, count, rate)
+        error = np.sqrt(reference[count] * (1 - reference[count]) / queries)
+        assert abs(rate - reference[count]) <= (3 * error or 0.005), (kind, count, rate)

@@ -37,15 +37,17 @@ def main() -> None:
     """Prints the reports of both, and the energy at x = 200."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=200, help="states to draw for each law")
-    examples = parser.parse_args().examples
+    arguments, _ = parser.parse_known_args()  # a notebook has arguments of its own
 
     wrong, stable = LLogCosh(jnp.asarray(2.0)), LStableLogCosh(jnp.asarray(2.0))
     # It passes at an ordinary state.
     assert_lagrangian(wrong, jnp.array([0.5, -1.0]), jnp.array([2.0, 0.0]))
-    for lagrangian in (wrong, stable):
-        print(check_lagrangian(lagrangian, max_examples=examples), "\n")
+    reports = [check_lagrangian(each, max_examples=arguments.examples) for each in (wrong, stable)]
+    print(*reports, sep="\n\n")
+    assert not reports[0].ok
+    assert reports[1].ok
     layer = hl.Layer(stable, 3)
-    print("E at x = 200:", layer.energy(jnp.full(3, 200.0)))
+    print("\nE at x = 200:", layer.energy(jnp.full(3, 200.0)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ What each file tests:
 | `test_laws` | the laws of `hopfield_layers.testing` hold for every Lagrangian and layer |
 | `test_reference` | results agree with HAMUX 0.1.0, the system that this library ports |
 | `test_energy_transformer` | the example's block is that of the paper |
-| `test_retrieval` | memories retrieve the published shares of patterns |
+| `test_retrieval` | memories retrieve the known shares of patterns |
 
 | the parts | |
 |---|---|

@@ -108,7 +108,7 @@ def test_a_rule_of_the_wrong_sign_is_caught_along_both_flows(flow):
 
 
 def test_costs_are_reported():
-    report = check_model(zoo_parts.Slow(layer=zoo.LAYER), jnp.zeros(5), max_examples=10)
+    report = check_model(zoo_parts.Wasteful(layer=zoo.LAYER), jnp.zeros(5), max_examples=10)
     assert report.ok
     verdicts = {finding.law: finding.verdict for finding in report.findings}
     assert verdicts["evaluations"] == verdicts["compilations"] == "no"

@@ -1,4 +1,4 @@
-"""Memories retrieve what they store, as published."""
+"""Memories retrieve what they store, at the rates measured before."""
 
 import diffrax
 import jax
@@ -46,7 +46,7 @@ def test_digits_come_back_from_their_halves_out_of_2048(digits):
 
 
 @pytest.mark.parametrize(
-    ("lagrangian", "count", "published"),
+    ("lagrangian", "count", "reference"),
     [
         (hl.LSoftmax, 128, 1.00),
         (hl.LSoftmax, 512, 0.93),
@@ -58,7 +58,7 @@ def test_digits_come_back_from_their_halves_out_of_2048(digits):
         (hl.LSparsemax, 2048, 1.00),
     ],
 )
-def test_half_mask_protocol(digits, lagrangian, count, published):
+def test_half_mask_protocol(digits, lagrangian, count, reference):
     # Three memories each. All patterns are queries for softmax, and at most 256 for sparsemax.
     retrieved = []
     for seed in range(3):
@@ -75,9 +75,9 @@ def test_half_mask_protocol(digits, lagrangian, count, published):
         )
         np.testing.assert_array_equal(solution.stats["num_steps"], 5)
         retrieved.append(cosines(saved(solution)["x"][:, -1], wanted) > 0.9)
-    # The binomial error of independent queries, and for 1.00 half of the last published digit.
-    error = np.sqrt(published * (1 - published) / np.size(retrieved))
-    assert abs(np.mean(retrieved) - published) <= (3 * error or 0.005)
+    # The binomial error of independent queries, and for 1.00 half of the last digit of the rate.
+    error = np.sqrt(reference * (1 - reference) / np.size(retrieved))
+    assert abs(np.mean(retrieved) - reference) <= (3 * error or 0.005)
 
 
 def test_theorems_of_exponential_storage():

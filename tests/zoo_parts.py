@@ -64,7 +64,7 @@ class Minus(hl.AbstractSynapse):
 
 
 class Leaking(eqx.Module):
-    """Attention whose masked scores are only lowered by 30, or still get a gradient."""
+    """Attention whose masked scores are only lowered by 30."""
 
     mask: jax.Array
     penalty: float = 30.0
@@ -110,13 +110,40 @@ def cached(W, g, h):
     return W * jnp.sum(CACHE.setdefault("g", g)) * jnp.sum(h)
 
 
+def stale(value):
+    """The first value, whatever the later ones are."""
+
+    def first(value):
+        return CACHE.setdefault("value", np.asarray(value)).astype(value.dtype)
+
+    like = jax.ShapeDtypeStruct((), value.dtype)
+    return jax.pure_callback(first, like, value, vmap_method="sequential")
+
+
+def of_stale(W, g, h):
+    return W * stale(jnp.sum(g)) * jnp.sum(h)
+
+
+def slope_of_product(W, g, h):
+    a, b = jnp.sum(g), jnp.sum(h)
+    return a * b, jnp.full_like(g, W * b), jnp.full_like(h, W * a)
+
+
+def convolved(g):
+    return g[1:] - g[:-1] / 2
+
+
 def pooled(W, g, h):
-    return jnp.sum(W * g.reshape(2, 3).mean(1) * h)
+    """A convolution with a kernel of two entries, averaged over windows of three."""
+    return jnp.sum(W * convolved(g).reshape(2, 3).mean(1) * h)
 
 
 def slope_by_window_of_two(W, g, h):
-    means = g.reshape(2, 3).mean(1)
-    return jnp.sum(means * h), jnp.repeat(W * h / 2, 3), W * means
+    means = convolved(g).reshape(2, 3).mean(1)
+    back = W * jnp.array([h[0], h[0], 0, h[1], h[1], 0]) / 2  # the mistake: two of the three
+    zero = jnp.zeros(1, g.dtype)
+    slope = jnp.concatenate([zero, back]) - jnp.concatenate([back, zero]) / 2
+    return jnp.sum(means * h), slope.astype(g.dtype), W * means
 
 
 PAIR = [3, 2]
@@ -138,9 +165,9 @@ SYNAPSES = {
         PAIR,
         "symmetric",
     ),
-    "a pooled synapse whose rule has another window": (
+    "a pooled convolution whose rule has another window": (
         Wrong(with_rule(pooled, slope_by_window_of_two)),
-        [6, 2],
+        [7, 2],
         "symmetric",
     ),
     "a minus that is missing": (Minus(), PAIR, "sign"),
@@ -183,6 +210,11 @@ SYNAPSES = {
     ),
     "an energy that counts its calls": (Wrong(counted), PAIR, "jit"),
     "a cache of the first activations": (Wrong(cached), PAIR, "jit"),
+    "a cache of the first value": (
+        Wrong(with_rule(of_stale, slope_of_product)),
+        PAIR,
+        "gradient",
+    ),
     "a branch in Python": (
         Wrong(lambda W, g, h: jnp.sum(g) * (1 if g[0] > 0 else 2) * h[0]),
         PAIR,
@@ -259,8 +291,8 @@ class Blocks(hl.AbstractEnergyModel):
         return ({"a": True, "b": False},)
 
 
-class Slow(hl.AbstractEnergyModel):
-    """A right model that evaluates its activation twice in a drive, and has a Python number."""
+class Wasteful(hl.AbstractEnergyModel):
+    """A right model that evaluates its activation twice, and compiles again for another τ."""
 
     layer: hl.Layer
     tau: float = 0.5
@@ -350,7 +382,8 @@ MODELS = {
     ),
     "blocks without a layer": (Blocks(jnp.array(1.0)), 0.0, "rest"),
     "a rest beside the minimum": (
-        # Where neither the states that are drawn nor the ends of solves are.
+        # The bias is neither a state that is drawn nor the end of a solve, so that only the laws of
+        # the rest see the error.
         WrongModel(
             hl.TanhLayer(5, tau=0.5, bias=jnp.array([0.3, -0.7, 0.25, 1.8, -1.6])),
             dEdg=lambda layer, x: layer.dEdg(x) - 1e-6 * jnp.exp(-((1e6 * layer.dEdg(x)) ** 2)),

@@ -87,7 +87,7 @@ def falls_without_end(model: hl.AbstractEnergyModel, x: PyTree) -> Measured:
     falls |= lowest < -1e100
     worst = jnp.argmin(jnp.where(falls, lowest, jnp.inf))
     terms = {"x": directions[worst], "E at 1, 2, 4, … times x": energies[worst]}
-    return Measured(jnp.where(falls[worst], lowest[worst], 0), 0.0, 0.5, terms, True, "any bound")
+    return Measured(falls[worst], 0.0, 0.5, terms, subject="any bound", has_sides=False)
 
 
 def _descent_by_squares(ham: hl.HAM) -> Array | None:

@@ -25,7 +25,7 @@ from . import lagrangian_laws, model_laws, synapse_laws
 from .bounds import energy_bound
 from .cost_laws import cost_laws
 from .gradient_laws import gradient_laws
-from .kinds import checked_kind, checked_lagrangian, checked_model, checked_synapse
+from .kinds import checked_kind, checked_lagrangian, checked_synapse
 from .report import Report
 from .rest_laws import rest_laws
 from .runs import report_of, Run
@@ -102,8 +102,9 @@ def check_layer(
 
     The laws of the layer are those of [`hopfield_layers.testing.assert_energy_bounded`][],
     [`hopfield_layers.testing.assert_energy_descends`][] along both flows and
-    [`hopfield_layers.testing.assert_gradients`][], and that a drive evaluates the activation once
-    and compiles once. Arguments are those of [`hopfield_layers.testing.check_lagrangian`][].
+    [`hopfield_layers.testing.assert_gradients`][]. The report also says whether a drive evaluates
+    the activation once and compiles once. Arguments are those of
+    [`hopfield_layers.testing.check_lagrangian`][].
 
     Examples:
         >>> print(hl.testing.check_layer(hl.ExpLayer(3, tau=0.5), max_examples=10).ok)
@@ -111,7 +112,8 @@ def check_layer(
     """
     checked_kind("layer", layer)
     if not isinstance(layer, Layer):
-        raise TypeError(f"Expected a layer, got {layer!r}: for a callable call check_lagrangian.")
+        instead = ": call check_lagrangian(lagrangian)" if callable(layer) else ""
+        raise TypeError(f"Expected a layer, got {layer!r}{instead}.")
     kinds = {"scale": scale, "dtype": dtype, "extremes": extremes}
     levels = _of_lagrangian(layer.lagrangian, layer.shape, max_examples, kinds)
     moderate = _moderate(layer, scale, dtype)
@@ -197,7 +199,8 @@ def check_network(
     """
     checked_kind("network", ham)
     if not isinstance(ham, HAM):
-        raise TypeError(f"Expected a network, got {ham!r}: for a callable call check_synapse.")
+        instead = ": call check_synapse(synapse, shapes)" if callable(ham) else ""
+        raise TypeError(f"Expected a network, got {ham!r}{instead}.")
     drawn, few = states(ham, scale=1.0), max(max_examples // 10, 1)
     parts: Levels = [[], []]
     for name, layer in ham.layers.items():
@@ -261,7 +264,10 @@ def check_model(
         >>> hl.testing.check_model(Spring(jnp.array(1.0)), jnp.zeros(3), max_examples=10).ok
         True
     """
-    checked_model(model)
+    if not isinstance(model, AbstractEnergyModel):
+        checked_kind("model", model)
+        instead = ": call check_lagrangian(lagrangian)" if callable(model) else ""
+        raise TypeError(f"Expected a model, got {model!r}{instead}.")
     drawn = states(jax.tree.map(as_float, x), scale=1.0)
     levels = _of_model(model, drawn, max_examples, bound)
     return report_of(model, levels, progress, expected, _notes(model, bound))
@@ -274,7 +280,9 @@ def _moderate(model: PyTree, scale: Scale, dtype: DTypeLike | None) -> SearchStr
 def _notes(model: AbstractEnergyModel, bound: ArrayLike | None) -> list[str]:
     if bound is not None or energy_bound(model) is not None:
         return []
-    return ["bounded: no bound is known; that no energy without end was found proves nothing."]
+    return [
+        "bounded: no bound is known, and a search that finds no fall without end proves nothing."
+    ]
 
 
 def _of_lagrangian(

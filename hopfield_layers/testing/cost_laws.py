@@ -29,7 +29,7 @@ def cost_laws(model: AbstractEnergyModel, x: PyTree) -> Laws:
     with broken_by_errors():
         for _ in range(2):
             drive(model, x)
-            model, x = jax.tree.map(other, (model, x))  # arrays, as an optimizer returns them
+            model, x = jax.tree.map(other, (model, x))
         eqx.filter_eval_shape(lambda model, x: model.dEdg(x), _counted(model, calls), x)
     expected = Counter(c.synapse for c in model.connections) if isinstance(model, HAM) else {}
     return {

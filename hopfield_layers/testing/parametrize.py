@@ -24,7 +24,7 @@ _LAWS_OF = {
     "layer": [law for law in LAWS if law not in _NOT_OF_LAGRANGIANS],
     "synapse": [*_OF_SYNAPSES, "mask", "continuous", "gradients"],
     "network": list(LAWS),
-    "model": ["dtype", "jit", "finite", *_OF_LAYERS, *_OF_FLOWS, *_OF_RESTS],
+    "model": ["scalar", "dtype", "jit", "finite", *_OF_LAYERS, *_OF_FLOWS, *_OF_RESTS],
 }
 
 
@@ -35,6 +35,8 @@ def parametrize_with_laws(
     **options: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a pytest test for each law of each object, with the name `object-law`.
+
+    In this name hyphens stand for the blanks of the law, as in `object-gradient-of-rest`.
 
     The test takes one argument, `law`, and calls it. An object is checked once in each process. A
     law that wasn't tried is skipped: it doesn't apply, or presumes a law that is broken.
@@ -72,7 +74,9 @@ def parametrize_with_laws(
             if law in own:
                 reason = expected[own[law]]
                 marks = [pytest.mark.xfail(reason=reason, strict=True, raises=Violation)]
-            cases.append(pytest.param(_Law(report, law), id=f"{name}-{law}", marks=marks))
+            # Without blanks and dashes that pytest's -k couldn't match.
+            slug = law.replace(" ", "-").replace("–", "-")
+            cases.append(pytest.param(_Law(report, law), id=f"{name}-{slug}", marks=marks))
     if unused:
         raise ValueError(f"No object has the laws {sorted(unused)} that are expected to fail.")
     return pytest.mark.parametrize("law", cases)

@@ -21,7 +21,7 @@ LAWS = {
     "finite": "no NaN in results and derivatives, and no ∞ where the terms are in range",
     "sign": "E_s(g) = −A(g)",
     "symmetric": "Σ vᵢ ∂²A/∂gᵢ∂gⱼ wⱼ is the same with v and w exchanged: A comes from an energy",
-    "gradient": "g(x) = ∂L/∂x, and ∂A/∂g is that of differences",
+    "gradient": "g(x) = ∂L/∂x, and ∂A/∂g agrees with central differences",
     "coupling": "Σⱼ |∂gᵢ/∂xⱼ| = 0 over the units that coupled_axes does not couple with i",
     "Legendre": "E(x) = Σ x·g(x) − L(x)",
     "convex": "½L(x) + ½L(y) ≥ L(½x + ½y)",
@@ -32,11 +32,11 @@ LAWS = {
     "slope": "Σ ∂E/∂x·v = dE(x + hv)/dh",
     "continuous": "E and A don't jump on the way from one state to another",
     "drive": "∂E/∂x = H u, with u = ∂E/∂g and H = ∂g/∂x",
-    "time constants": "τ of twice the leaf tau = 2τ",
+    "time constants": "τ doubles where every leaf named tau is doubled",
     "dissipation": "0 ≥ dE/dt = Σ ∂E/∂x · dx/dt",
     "descent": "E(xₙ) ≥ E(xₙ₊₁) at the accepted steps, and not all are rejected where dE/dt < 0",
     "gradients": "Σ ∂f/∂θ·v = df(θ + hv)/dh for every parameter θ, and for x and g",
-    "rest": "a relaxation ends at |u| ≤ |1 + x|/max_steps and ∂E/∂x = H u, not above its start",
+    "rest": "a relaxation ends at |u| ≤ (1 + |x|)/max_steps and ∂E/∂x = H u, not above its start",
     "gradient of rest": "du(x* + h dx*/dθ·v, θ + hv)/dh = 0",
 }
 # Properties that are reported. An object may lack them and still be right.
@@ -73,6 +73,7 @@ class Measured(eqx.Module):
     terms: dict[str, Array]
     inequality: bool = eqx.field(static=True, default=False)
     subject: str = eqx.field(static=True, default="")
+    has_sides: bool = eqx.field(static=True, default=True)  # or the terms alone tell what is wrong
 
     def excess(self, xp: ModuleType = np) -> np.ndarray | Array:
         """How far the law is missed in units of the tolerance, per unit: more than 1 breaks it."""
@@ -104,7 +105,7 @@ def broken_by_errors(law: str = "jit") -> Iterator[None]:
     except Exception as error:
         # The text is that of `CallableLagrangian` for a callable that returns no scalar.
         law = "scalar" if str(error).startswith("A Lagrangian returns a real scalar") else law
-        text = f"{LAWS[law]}: under jit that raises {type(error).__name__}: {error}"
+        text = f"{LAWS[law]}: evaluating this raises {type(error).__name__}: {error}"
         raise Violation(law, text) from error
 
 
@@ -146,7 +147,7 @@ def _message(law: str, measured: Measured, example: dict[str, PyTree]) -> str:
     )
     for_subject = f" for {measured.subject}" if measured.subject else ""
     lines = [f"{LAWS[law]}, does not hold{for_subject}{f' at unit {list(unit)}' if unit else ''}."]
-    if law != "finite":
+    if measured.has_sides:
         sides = f"{left:.9g} {'≥' if measured.inequality else '='} {right:.9g}"
         missed = f"missed by {excess[unit] * tolerance:.3g}; rounding explains {tolerance:.3g}"
         lines.append(f"  {sides} is {missed}.")
@@ -172,7 +173,8 @@ def finite(
 ) -> Measured:
     """The law "finite": none of these is NaN, and nothing else out of range."""
     count = sum(jnp.sum(jnp.isnan(x)) for x in results.values())
-    return Measured(jnp.where(is_decided, count + out_of_range, 0), 0.0, 0.5, results)
+    broken = jnp.where(is_decided, count + out_of_range, 0)
+    return Measured(broken, 0.0, 0.5, results, has_sides=False)
 
 
 def rounding(*sizes: ArrayLike) -> Array:
