@@ -113,7 +113,8 @@ def test_a_violation_says_what_where_and_by_how_much():
     assert violation.law == "gradient"
     text = str(violation)
     assert text.startswith(
-        "gradient: g(x) = ∂L/∂x, and ∂A/∂g agrees with central differences, does not hold at unit [2].\n"
+        "gradient: g(x) = ∂L/∂x, and ∂A/∂g agrees with central differences, "
+        "does not hold at unit [2].\n"
     )
     assert "6 = 8 is missed by 2; rounding explains 9.95e-14." in text  # 64 ε (6 + 0 + 1)
     assert "x = [1., 2., 8.]" in text

@@ -49,8 +49,8 @@ def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
     products, start = jnp.sum(jnp.abs(x * g)), ravel_pytree(x0)[0]
     energies = jax.lax.map(energy, jnp.stack([start, x, x - u]))
     noise = rounding(jnp.max(jnp.abs(energies[:2])), products, start.size)
-    # After n steps with a critical slowing down of any power, |u| is less than (1 + |x|)/n. A descent
-    # also stops where rounding hides whether E falls, and then the law is undecided.
+    # After n steps with a critical slowing down of any power, |u| is less than (1 + |x|)/n. A
+    # descent also stops where rounding hides whether E falls, and then the law is undecided.
     falls = jnp.abs(energies[1] - energies[2]) > noise
     slack = jnp.where(falls, (1 + jnp.abs(x)) / _MAX_STEPS, jnp.inf)
     laws = {
