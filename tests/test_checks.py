@@ -45,7 +45,7 @@ def test_right_synapses(name):
     assert report.ok, report
 
 
-# The other networks are of the same parts, and take a minute each.
+# The other networks take a minute each.
 @pytest.mark.parametrize(
     "name", [n if n == "pair" else pytest.param(n, marks=pytest.mark.slow) for n in HAMS]
 )
