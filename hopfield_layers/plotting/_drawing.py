@@ -9,14 +9,18 @@ from numpy.typing import ArrayLike
 
 Path = diffrax.Solution | tuple[ArrayLike, PyTree]
 BOUND = {"color": "black", "linestyle": "--", "linewidth": 1.0}  # the line of a lower bound
+# Colours that readers with any colour vision tell apart. Source: Okabe & Ito, "Color universal
+# design" (2008).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 
 
 def canvas(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
-    """`ax`, or the axes of a new figure."""
+    """`ax`, or the axes of a new figure, whose lines have `COLOURS`."""
     if ax is None:
         from matplotlib import pyplot  # imported late, because this chooses a backend
 
         ax = pyplot.subplots(figsize=size, layout="constrained")[1]
+        ax.set_prop_cycle(color=COLOURS)
     return ax
 
 

@@ -61,5 +61,5 @@ def plot_energy(
         ax.axhline(float(energy_bound()), **BOUND, label="lower bound −L(0)")
     ax.set(xlabel="time t", ylabel="energy E")
     if parts and isinstance(model, HAM):
-        ax.legend(fontsize="small")
+        ax.legend(fontsize="small", frameon=False)
     return ax

@@ -52,8 +52,9 @@ def plot_lagrangian(
     curves = jax.jit(jax.vmap(along))(x.astype(jnp.result_type(x, d)))
     bound = 0.0 - float(lagrangian(jnp.zeros_like(d)))  # and not −0
     ax = canvas(ax)
-    for label, curve in zip("LgE", curves, strict=True):
-        ax.plot(np.asarray(x), np.asarray(curve), label=label)
+    # Unlike colours, dashes and dots survive a black and white print.
+    for label, curve, dashes in zip("LgE", curves, ("-", "-.", ":"), strict=True):
+        ax.plot(np.asarray(x), np.asarray(curve), dashes, label=label)
     ax.axhline(bound, **BOUND, label="−L(0)")
     ax.set_xlabel("unit x" if direction is None else "x along the direction")
     ax.legend(frameon=False)

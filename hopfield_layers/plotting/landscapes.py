@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ..dynamics import EnergyFlow, FixedPoints
 from ..model import AbstractEnergyModel, Flow, StateLike
-from ._drawing import canvas
+from ._drawing import canvas, COLOURS
 
 
 STABLE: dict[str, Any] = {"marker": "o", "color": "black", "zorder": 5, "linestyle": "none"}
@@ -104,7 +104,7 @@ def plot_phase_portrait(
     if still.any():
         shown = np.ma.masked_where(~still, np.ones_like(u))
         ax.pcolormesh(x, y, shown, cmap="Greys", vmin=0.0, vmax=4.0, shading="nearest")
-    style = {"color": "#0072B2", "linewidth": 0.7, "arrowsize": 0.7, "density": 0.9}
+    style = {"color": COLOURS[0], "linewidth": 0.7, "arrowsize": 0.7, "density": 0.9}
     ax.streamplot(
         x, y, np.ma.masked_where(still, u), np.ma.masked_where(still, v), **style | stream
     )
