@@ -34,7 +34,7 @@ def on_files(files, config):
 def page() -> str:
     """The gallery: the description, pictures, command and source of each example."""
     parts = [
-        "# Gallery\n\nEach example is a script, and most are divided into cells (`# %%`) that "
+        "# Gallery\n\nEach example is a script, divided into cells (`# %%`) that "
         'editors open as a notebook. `pip install ".[examples]"` installs what they need. Most '
         "have a small setting, `--quick`."
     ]

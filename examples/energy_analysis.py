@@ -1,3 +1,4 @@
+# %%
 """The energy of neuron layers along their state flow, τ dx/dt = −∂E/∂x: three experiments.
 
 1. Five exponential units fall from a normal x0 to the bound −L(0) = −5.
@@ -53,6 +54,7 @@ KINDS = [
 ]
 
 
+# %% One model for all kinds of layers, so that they share a compiled solve.
 class OneOf(hl.AbstractEnergyModel):
     """The layer `layers[which]`. `which` is an array, so that all layers share a compiled solve."""
 
@@ -93,6 +95,7 @@ def run(name: str, model: Any, bound: Any, x0: Any, t1: float, dt0: float, **opt
     return Run(name, t[np.isfinite(t)], x, energy, 0.0 + float(bound), steps, evaluations)
 
 
+# %% The experiments.
 def exponential(x0: np.ndarray, step: float) -> tuple[Run, Run, Run]:
     """The state flow by adaptive steps and by 100 Euler steps, and the activation flow."""
     layer = hl.ExpLayer(x0.shape[1:])
@@ -127,6 +130,7 @@ def table(title: str, runs: Sequence[Run]) -> None:
         print(f"{r.name:34}{first:16.6f}{last:16.6f}{r.bound:12.6f}{r.steps:7}{r.evaluations:13}")
 
 
+# %% The table, the pictures and what is claimed.
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE, help="for the pictures")

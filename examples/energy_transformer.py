@@ -1,3 +1,4 @@
+# %%
 """An Energy Transformer that completes digits, trained through the fixed point of its tokens.
 
     E = Σ E_layer(x) − Σ_hq ln Σ_k exp(β S_hqk)/β − ½ Σ relu(ξ·g)² − Σ b·g,  S = Q K, Q = g W_q,
@@ -42,6 +43,7 @@ import training
 from drawing import BLUE, draw_row, GREEN, HERE, RED, save
 
 
+# %% The block, with or without the leak, and the network that completes tokens.
 class TokenMemory(hl.AbstractSynapse):
     """A memory of single tokens, applied to each."""
 
@@ -244,6 +246,7 @@ def draw(rows: dict[str, np.ndarray], losses: np.ndarray, errors: dict[str, floa
     return figure
 
 
+# %% Everything
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="four larger patches, fewer steps")

@@ -1,3 +1,4 @@
+# %%
 """The laws of `hopfield_layers.testing`, tried on the Lagrangians and layers of HAMUX 0.2.2.
 
 `pip install ".[bench]" && python examples/hamux_report.py` prints how many laws each of them
@@ -25,6 +26,7 @@ NAMES = (
 )
 
 
+# %% A layer of HAMUX as a model.
 class HamuxLayer(hl.AbstractEnergyModel):
     """A layer of HAMUX, for one sample."""
 
@@ -68,6 +70,7 @@ def reports(
         )
 
 
+# %% The table, and the counterexamples.
 def main() -> None:
     """Prints the table, and the counterexamples."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,3 +1,4 @@
+# %%
 """A Lagrangian of your own: the laws find what is wrong with it, and hold once it is repaired.
 
 `LLogCosh` is the Lagrangian of tanh units as papers write it, L = Σ ln cosh(βx)/β. The formula is
@@ -14,6 +15,7 @@ import hopfield_layers as hl
 from hopfield_layers.testing import assert_lagrangian, check_lagrangian
 
 
+# %% The Lagrangian as it is written, and repaired.
 class LLogCosh(eqx.Module):
     """L = Σ ln cosh(βx)/β, as it is written."""
 
@@ -33,6 +35,7 @@ class LStableLogCosh(eqx.Module):
         return jnp.sum(t + jnp.log1p(jnp.exp(-2 * t)) - jnp.log(2.0)) / self.beta
 
 
+# %% The reports.
 def main() -> None:
     """Prints the reports of both, and the energy at x = 200."""
     parser = argparse.ArgumentParser(description=__doc__)
