@@ -160,6 +160,10 @@ def test_unknown_expected_failures():
         (check_network, zoo_parts.Minus(), r"call check_synapse\(synapse, shapes\)"),
         (lambda s: check_synapse(s, [3]), hl.TanhLayer(3), r"call check_layer\(layer\)"),
         (lambda m: check_model(m, 0.0), zoo_parts.Minus(), r"check_synapse\(synapse, shapes\)"),
+        (lambda m: check_model(m, 0.0), hl.LTanh(), r"call check_lagrangian\(lagrangian\)"),
+        (lambda m: check_model(m, 0.0), jnp.sum, r"check_lagrangian\(lagrangian\) or check_syn"),
+        (check_network, jnp.sum, r"call check_lagrangian\(lagrangian\) or check_synapse"),
+        (check_layer, 3.0, r"Expected a layer, got 3.0\.$"),
     ],
 )
 def test_wrong_kinds(check, wrong, instead):

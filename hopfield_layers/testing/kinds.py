@@ -25,8 +25,15 @@ def kind_of(candidate: object) -> str | None:
 def checked_kind(expected: str, candidate: _T) -> _T:
     """The object, or an error that names the function for an object of another kind."""
     kind = kind_of(candidate)
-    if kind in (expected, None):
+    is_model = expected == "model" and isinstance(candidate, hl.AbstractEnergyModel)
+    # The conversion of callables to Lagrangians and synapses has errors of its own.
+    may_be_callable = kind is None and expected in ("Lagrangian", "synapse")
+    if kind == expected or is_model or may_be_callable:
         return candidate
+    if kind is None:
+        calls = ": call check_lagrangian(lagrangian) or check_synapse(synapse, shapes)"
+        instead = calls if callable(candidate) else ""
+        raise TypeError(f"Expected a {expected}, got {candidate!r}{instead}.")
     name = type(candidate).__name__
     arguments = {"synapse": ", shapes", "model": ", x"}.get(kind, "")
     inside = " or pass layer.lagrangian" * (kind == "layer" and expected == "Lagrangian")
