@@ -11,8 +11,8 @@ by `jax.grad`.
 
 Prints the relative distance of the two gradients against b (the median over 20 images), and the
 share of test digits that are read correctly after training with each gradient. Draws both next to
-this file or to `--out FOLDER`. `train_classifier.py`, whose loss is a cross-entropy, reads 94.6 %
-of the same digits.
+this file or to `--out FOLDER`. `train_classifier.py`, whose loss is a cross-entropy, reads about
+95 % of the same digits.
 
 Source: Scellier & Bengio, "Equilibrium propagation", Frontiers in Computational Neuroscience 11
 (2017); Laborieux et al., "Scaling equilibrium propagation to deep ConvNets by drastically reducing
