@@ -18,6 +18,7 @@ from jax.sharding import auto_axes, AxisType, NamedSharding, PartitionSpec as P
 
 import hopfield_layers as hl
 from hopfield_layers._numerics import streaming
+from hopfield_layers.testing.strategies import KINDS
 
 from .compiling import exchanged_in
 
@@ -230,13 +231,15 @@ def sharded_memory():
     mesh = mesh_of(("samples", 2), ("patterns", 4))
     rows = placed(patterns, mesh, "patterns")
     batch = placed(queries, mesh, "samples")
-    for name, lagrangian in MEMORIES.items():
+    placements = ((queries, ()), (batch, ("samples",)))
+    others = {kind.__name__: kind() for kind in KINDS if kind not in map(type, MEMORIES.values())}
+    for name, lagrangian in (MEMORIES | others).items():
 
         def drive(patterns, x, lagrangian=lagrangian):
             return memory(patterns, lagrangian).dEdg(x)
 
         expected = drive(patterns, queries)
-        for x, axes in ((queries, ()), (batch, ("samples",))):
+        for x, axes in placements[1:] if name in others else placements:
             result, exchanged = compiled(drive, rows, x)
             close(result, expected)
             assert is_split(result, *axes)

@@ -87,6 +87,15 @@ def test_wrong_networks(name):
             exec(textwrap.dedent(program), {})
 
 
+def test_the_program_of_a_function_runs_by_itself():
+    offset = 0.5
+    report = check_synapse(lambda g: jnp.sum(jnp.log(jnp.cosh(g - offset))), [3], max_examples=5)
+    (text,) = [f.counterexample for f in report.findings if f.counterexample]
+    _, program = text.split("Reproduce it with:\n")
+    with pytest.raises(Violation, match=r"^finite:"):
+        exec(textwrap.dedent(program), {})
+
+
 @pytest.mark.parametrize("name", zoo_parts.MODELS)
 def test_wrong_models(name):
     model, bound, law = zoo_parts.MODELS[name]

@@ -154,7 +154,8 @@ def check_synapse(
         True
     """
     joins, sizes = checked_synapse(synapse), as_shapes(shapes)
-    # No extremes, as their squares would overflow in float64, in which A is differentiated.
+    # Large activations but no extremes: their squares overflow in float64, in which A is
+    # differentiated, and whether a product inside of A overflows can't be seen from outside.
     like = tuple(jax.ShapeDtypeStruct(size, float) for size in sizes)
     drawn = {name: states(like, scale, dtype, extremes=False) for name in ("gs", "others")}
     few = max(max_examples // 10, 1)

@@ -4,11 +4,11 @@ import base64
 import contextlib
 import dataclasses
 import math
-import pickle
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import cloudpickle
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -20,6 +20,10 @@ from tqdm.auto import tqdm
 
 from .report import Finding, Report
 from .verdict import check, excesses, LAWS, Laws, PROPERTIES, Violation
+
+
+# What cloudpickle calls to rebuild a class that can't be imported.
+_CLASS_WITH_ITS_CODE = b"_make_skeleton_class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +110,14 @@ class Run:
 
 
 def _restored(model: object) -> str:
-    """An expression for the model, unless it is defined in a script or a function."""
+    """An expression for the model, unless its class is defined in a script or a function."""
     try:
-        pickled = pickle.dumps(model)
+        # Functions are pickled with their code, wherever they are defined.
+        pickled = cloudpickle.dumps(model)
     except Exception:  # which error depends on what can't be pickled
-        pickled = b"__main__"
-    if b"__main__" in pickled:
+        pickled = _CLASS_WITH_ITS_CODE
+    if _CLASS_WITH_ITS_CODE in pickled:
+        # Unpickled, a class of Equinox's would be registered with JAX before it has fields.
         return "...  # the one that was checked"
     return f'pickle.loads(base64.b85decode("{base64.b85encode(pickled).decode()}"))'
 
