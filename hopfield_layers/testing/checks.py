@@ -304,17 +304,20 @@ def _of_model(
     if bound is None and (known := energy_bound(model)) is not None:
         bound = float(known)
     few = max(max_examples // 10, 1)
-    runs = [
-        Run(partial(model_laws.dtype_laws, model), {"x": drawn}, 1),
-        Run(partial(model_laws.repeated_laws, model), {"x": drawn}, few),
-        Run(partial(model_laws.bound_laws, model, bound=bound), {"x": drawn}, max_examples),
-        Run(partial(model_laws.flow_laws, model), {"x0": drawn}, few),
-        Run(partial(gradient_laws, model), {"x": drawn}, few),
-        Run(partial(cost_laws, model), {"x": drawn}, 1),
+    levels = [
+        [Run(partial(model_laws.dtype_laws, model), {"x": drawn}, 1)],
+        [Run(partial(model_laws.bound_laws, model, bound=bound), {"x": drawn}, max_examples)],
+        [
+            Run(partial(model_laws.flow_laws, model), {"x0": drawn}, few),
+            Run(partial(gradient_laws, model), {"x": drawn}, few),
+        ],
+        [Run(partial(cost_laws, model), {"x": drawn}, 1)],
     ]
+    if not isinstance(model, Layer | HAM):  # whose parts have been evaluated with and without jit
+        levels[0].append(Run(partial(model_laws.repeated_laws, model), {"x": drawn}, few))
     if not isinstance(model, Layer):  # which rests at its bias
-        runs.append(Run(partial(rest_laws, model), {"x0": drawn}, few))
-    return [runs[:2], runs[2:3], runs[3:5], runs[5:]]
+        levels[-1].append(Run(partial(rest_laws, model), {"x0": drawn}, few))
+    return levels
 
 
 def _connection_laws(ham: HAM, index: int, x: PyTree, y: PyTree) -> Laws:
