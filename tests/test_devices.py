@@ -15,7 +15,8 @@ from .devices import PROGRAMS
 
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# With the flags of conftest.py, which compile faster.
+FLAGS = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 EXAMPLE = ("examples/distributed_retrieval.py", "--quick")
 EIGHT_DEVICES = {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
 
