@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--validate", action="store_true", help="a fifth of the training images")
     parser.add_argument("--out", type=Path, default=HERE, help="for the picture")
     args, _ = parser.parse_known_args()  # a notebook has arguments of its own
-    setting = Setting(side=4, steps=120) if args.quick else Setting(side=2, steps=1500)
+    setting = Setting(side=4, steps=120) if args.quick else Setting(side=2, steps=1250)
     train, test = digits.small()
     if args.validate:
         train, test = digits.validation(train)
