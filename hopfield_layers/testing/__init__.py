@@ -6,11 +6,13 @@ that tells which law is broken, where and by how much. `check_lagrangian`, `chec
 """
 
 try:
+    import cloudpickle as _cloudpickle  # noqa: F401
     import hypothesis as _hypothesis  # noqa: F401
     import tqdm as _tqdm  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        'hopfield_layers.testing needs Hypothesis and tqdm: pip install "hopfield_layers[testing]".'
+        "hopfield_layers.testing needs cloudpickle, Hypothesis and tqdm: "
+        'pip install "hopfield_layers[testing]".'
     ) from error
 
 from .bounds import energy_bound as energy_bound
