@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, PyTree
 
 import hopfield_layers as hl
 
-from .differences import filter_jit
 from .kinds import checked_model
 from .verdict import Measured, rounding
 
@@ -52,7 +51,7 @@ def energy_bound(model: hl.AbstractEnergyModel) -> Float[Array, ""] | None:
     return None if descent is None else _bound_of_layers(model) - descent
 
 
-@filter_jit
+@eqx.filter_jit
 def _bound_of_layers(ham: hl.HAM) -> Array:
     """Σ −L(0)."""
     return sum((layer.energy_bound() for layer in ham.layers.values()), jnp.zeros(()))
@@ -127,7 +126,7 @@ def _wide(weights: Array) -> Array:
     return weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
 
 
-@filter_jit
+@eqx.filter_jit
 def _descent_by_ranges(ham: hl.HAM) -> Array | None:
     """Σ A(r), if every activation is bounded and every alignment is monotone in them."""
     descent = jnp.zeros(())
