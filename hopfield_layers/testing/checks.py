@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -14,18 +14,16 @@ from hypothesis.strategies import SearchStrategy
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
-import hopfield_layers as hl
-
 from .._conversion import as_float, as_shape, ShapeLike
 from ..layers import Layer
-from ..model import AbstractEnergyModel, StateLike
+from ..model import AbstractEnergyModel, Flow, StateLike
 from ..network import Connection, HAM
 from ..synapses.base import as_shapes, LagrangianLike, SynapseLike
 from . import lagrangian_laws, model_laws, synapse_laws
 from .bounds import energy_bound
 from .cost_laws import cost_laws
 from .gradient_laws import gradient_laws
-from .kinds import checked_kind, checked_lagrangian, checked_synapse
+from .kinds import checked_kind, checked_lagrangian, checked_synapse, is_of_the_library
 from .report import Report
 from .rest_laws import rest_laws
 from .runs import report_of, Run
@@ -177,10 +175,11 @@ def check_network(
 ) -> Report:
     """Checks the laws of a network's layers and connections and, if they hold, of the network.
 
-    Lagrangians that aren't the library's own are checked as by
-    [`hopfield_layers.testing.check_lagrangian`][], connections as by
-    [`hopfield_layers.testing.check_synapse`][], at activations that their layers can have, and the
-    network as by [`hopfield_layers.testing.check_model`][].
+    Lagrangians of your own are checked as by [`hopfield_layers.testing.check_lagrangian`][],
+    connections by synapses of your own as by [`hopfield_layers.testing.check_synapse`][], at
+    activations that their layers can have, and the network as by
+    [`hopfield_layers.testing.check_model`][]. Those of the library keep their laws. The report also
+    says whether −E_s is convex along each layer.
 
     **Arguments:**
 
@@ -200,22 +199,21 @@ def check_network(
     parts: Levels = [[], []]
     for name, layer in ham.layers.items():
         lagrangian = layer.lagrangian
-        if getattr(hl, type(lagrangian).__name__, None) is type(lagrangian):
-            continue  # those of the library keep their laws
+        if is_of_the_library(lagrangian):
+            continue
         runs = _of_lagrangian(lagrangian, layer.shape, max_examples, {"extremes": False})
         for level, new in zip(parts, runs, strict=True):
             level += [dataclasses.replace(run, part=f"layer {name}") for run in new]
+    pair = {"x": drawn, "y": drawn}
     for index, connection in enumerate(ham.connections):
+        if is_of_the_library(ham.synapses[connection.synapse]):
+            continue
         laws, part = (_connection_jit, _connection_laws), f"connection {connection.name}"
         for level, law, count in zip(parts, laws, (few, max_examples), strict=True):
-            level.append(Run(partial(law, ham, index), {"x": drawn, "y": drawn}, count, part))
-    return report_of(
-        ham,
-        parts + _of_model(ham, drawn, max_examples, bound),
-        progress,
-        expected,
-        _notes(ham, bound),
-    )
+            level.append(Run(partial(law, ham, index), pair, count, part))
+    levels = parts + _of_model(ham, drawn, max_examples, bound)
+    levels[-1].append(Run(partial(_network_properties, ham), pair, max_examples))
+    return report_of(ham, levels, progress, expected, _notes(ham, bound))
 
 
 def check_model(
@@ -308,7 +306,10 @@ def _of_model(
         [Run(partial(model_laws.dtype_laws, model), {"x": drawn}, 1)],
         [Run(partial(model_laws.bound_laws, model, bound=bound), {"x": drawn}, max_examples)],
         [
-            Run(partial(model_laws.flow_laws, model), {"x0": drawn}, few),
+            *(
+                Run(partial(model_laws.flow_laws, model, flow=flow), {"x0": drawn}, few)
+                for flow in get_args(Flow)
+            ),
             Run(partial(gradient_laws, model), {"x": drawn}, few),
         ],
         [Run(partial(cost_laws, model), {"x": drawn}, 1)],
@@ -328,11 +329,20 @@ def _connection_jit(ham: HAM, index: int, x: PyTree, y: PyTree) -> Laws:
     return synapse_laws.repeated_laws(*_joined(ham, ham.connections[index], x, y))
 
 
+def _network_properties(ham: HAM, x: PyTree, y: PyTree) -> Laws:
+    activations = (tuple(gs[name] for name in sorted(gs)) for gs in _activations(ham, x, y))
+    return synapse_laws.properties(synapse_laws.AllJoined(ham), *activations)
+
+
 def _joined(ham: HAM, connection: Connection, x: PyTree, y: PyTree):
     """The connection's synapse as a function of each layer once, and two of its activations."""
     names = list(dict.fromkeys(connection.layers))
     synapse = ham.synapses[connection.synapse]
     if len(names) < len(connection.layers):
         synapse = synapse_laws.Joined(synapse, tuple(map(names.index, connection.layers)))
-    activations = (eqx.filter_jit(ham.activations)(state) for state in (x, y))
+    activations = _activations(ham, x, y)
     return (synapse, *(tuple(gs[name] for name in names) for gs in activations))
+
+
+def _activations(ham: HAM, *states: PyTree) -> list[PyTree]:
+    return [eqx.filter_jit(ham.activations)(state) for state in states]

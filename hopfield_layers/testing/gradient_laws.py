@@ -12,6 +12,7 @@ from ..model import AbstractEnergyModel, StateLike
 from ..synapses.base import LagrangianLike
 from .differences import compared_slopes, directions_of, filter_jit, in_float64
 from .kinds import checked_lagrangian
+from .traced_once import TracedOnce
 from .verdict import check, finite, Laws
 
 
@@ -49,6 +50,7 @@ def _results(model: AbstractEnergyModel | AbstractLagrangian, x: PyTree) -> list
     """The results at x that have derivatives by x, and after them those that may have none."""
     if isinstance(model, AbstractLagrangian):
         return [(model(x), model.activation(x), model.energy(x)), ()]
+    model = TracedOnce(model)
     u = model.dEdg(x)
     g, force = jax.jvp(model.activations, (x,), (u,))
     return [(g, u, model.energy(x)), (force, model.tau)]

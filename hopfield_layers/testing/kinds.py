@@ -2,6 +2,9 @@
 
 from typing import TypeVar
 
+import equinox as eqx
+import jax
+
 import hopfield_layers as hl
 
 from ..synapses.base import as_synapse, HasEnergy, LagrangianLike, SynapseLike
@@ -40,6 +43,17 @@ def checked_kind(expected: str, candidate: _T) -> _T:
     raise TypeError(
         f"Expected a {expected}, got the {kind} {name}: call "
         f"check_{kind.lower()}({kind.lower()}{arguments}){inside}."
+    )
+
+
+def is_of_the_library(part: object) -> bool:
+    """Whether a Lagrangian or a synapse, and all in it, is the library's own, which is tested."""
+    if getattr(hl, type(part).__name__, None) is not type(part):
+        return False
+    leaves = jax.tree.leaves(vars(part), is_leaf=lambda leaf: isinstance(leaf, eqx.Module))
+    return all(
+        is_of_the_library(leaf) if isinstance(leaf, eqx.Module) else not callable(leaf)
+        for leaf in leaves
     )
 
 

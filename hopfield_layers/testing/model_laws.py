@@ -1,7 +1,5 @@
 """The laws of layers, networks and models of your own."""
 
-from typing import get_args
-
 import diffrax
 import equinox as eqx
 import jax
@@ -19,6 +17,7 @@ from .bounds import energy_bound, falls_without_end
 from .differences import filter_jit, in_float64
 from .kinds import checked_model
 from .slope_laws import slope_laws
+from .traced_once import TracedOnce
 from .verdict import (
     abs_product,
     broken_by_errors,
@@ -116,7 +115,7 @@ def descent_laws(
     model: AbstractEnergyModel, x0, flow: Flow = "state", t1=None, controller=None, **options
 ) -> Laws:
     """The laws of the flow at x0 and along a solve from there."""
-    field = EnergyFlow(model, flow, options.get("clamp"), options.get("inputs"))
+    field = EnergyFlow(TracedOnce(model), flow, options.get("clamp"), options.get("inputs"))
     if controller is None:
         controller = energy_descent(diffrax.PIDController(rtol=1e-3, atol=1e-6), field)
     if t1 is None:
@@ -126,8 +125,11 @@ def descent_laws(
     times = jax.tree.map(jnp.asarray, {"t1": t1, "dt0": options.pop("dt0", None)})
     steps, end = _solved(field, x0, times, options)
     # The laws only read the model and the inputs, so that both flows share one program.
-    either = EnergyFlow(model, inputs=field.inputs)
-    laws, by_differences = _along(either, *steps), slope_laws(either, x0, *end)
+    either = EnergyFlow(field.model, inputs=field.inputs)
+    if flow == "state":
+        laws, by_differences = _along(either, *steps), slope_laws(either, x0, *end)
+    else:  # in the other order, so that two threads that check both flows compile one each
+        by_differences, laws = slope_laws(either, x0, *end), _along(either, *steps)
     laws["descent"] += by_differences.pop("descent")
     return laws | _time_constants(model) | by_differences
 
@@ -154,13 +156,10 @@ def _solved(field: EnergyFlow, x0: PyTree, times: dict[str, Array | None], optio
     return (ts, xs, rates, relative, absolute), (end, rate, is_cut)
 
 
-def flow_laws(model: AbstractEnergyModel, x0: PyTree) -> Laws:
-    """`descent_laws` of both flows, by a solver of few stages, which compiles fast."""
+def flow_laws(model: AbstractEnergyModel, x0: PyTree, flow: Flow) -> Laws:
+    """`descent_laws` by a solver of few stages, which compiles fast."""
     with broken_by_errors("descent"):
-        state, activation = (
-            descent_laws(model, x0, flow, solver=diffrax.Heun()) for flow in get_args(Flow)
-        )
-    return {law: measured + activation[law] for law, measured in state.items()}
+        return descent_laws(model, x0, flow, solver=diffrax.Heun())
 
 
 class Local:
@@ -242,6 +241,7 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
     # x between two other samples, on which its results must not depend.
     other = jax.tree.map(lambda x: 1 - x[::-1] / 2 if x.ndim else 1 - x / 2, x)
     batch = jax.tree.map(lambda x, other: jnp.stack([other, x, other]), x, other)
+    model = TracedOnce(model)
     _check_shapes(model, x, ())
     _check_shapes(model, batch, (3,))
     local = Local(EnergyFlow(model), x)

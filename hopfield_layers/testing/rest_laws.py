@@ -10,6 +10,7 @@ from ..dynamics import EnergyFlow, relax
 from ..model import AbstractEnergyModel
 from .differences import compared_slopes, decided, difference, directions_of, filter_jit, in_float64
 from .slope_laws import energy_and_sizes
+from .traced_once import TracedOnce
 from .verdict import broken_by_errors, Laws, Measured, rounding
 
 
@@ -24,6 +25,7 @@ def rest_laws(model: AbstractEnergyModel, x0: PyTree) -> Laws:
 
 @filter_jit
 def _measured(model: AbstractEnergyModel, x0: PyTree) -> Laws:
+    model = TracedOnce(model)
     parameters, static = eqx.partition(model, eqx.is_inexact_array)
     values, unravel = ravel_pytree(parameters)
     _, unravel_state = ravel_pytree(x0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
+from ..network import HAM
 from ..synapses.base import HasEnergy
 from .differences import (
     compared,
@@ -33,6 +34,17 @@ class Joined(eqx.Module):
     def energy(self, *gs: Array) -> Array:
         """−A."""
         return self.synapse.energy(*(gs[i] for i in self.indices))
+
+
+class AllJoined(eqx.Module):
+    """The synapses of a network as one function of its layers, in the order of their names."""
+
+    ham: HAM
+
+    def energy(self, *gs: Array) -> Array:
+        """E_s."""
+        by_name = dict(zip(sorted(self.ham.layers), gs, strict=True))
+        return sum(self.ham._connection_energies(by_name).values(), jnp.zeros(()))
 
 
 def dtype_laws(synapse: HasEnergy, shapes: tuple[tuple[int, ...], ...]) -> Laws:
@@ -79,6 +91,12 @@ def repeated_laws(synapse: HasEnergy, gs: Activations, others: Activations) -> L
             for name, A in named.items()
         ]
     }
+
+
+def properties(synapse: HasEnergy, gs: Activations, others: Activations) -> Laws:
+    """The properties that are no laws, between these activations."""
+    with jax.enable_x64(True), broken_by_errors():
+        return {"block updates": _convex_between(*in_float64((synapse, gs, others)))}
 
 
 @eqx.filter_jit
@@ -205,6 +223,11 @@ def _vmap(A: _Flat, end: Array, v: Array) -> list[Measured]:
         terms = {"alone": alone[i], "by vmap": by_vmap[i]}
         measured.append(Measured(by_vmap[i], alone[i], tolerance, terms, subject=name))
     return measured
+
+
+@filter_jit
+def _convex_between(synapse: HasEnergy, gs: Activations, others: Activations) -> list[Measured]:
+    return _convex(_Flat(synapse, gs), gs, others)
 
 
 def _convex(A: _Flat, gs: Activations, others: Activations) -> list[Measured]:
