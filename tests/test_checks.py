@@ -54,6 +54,9 @@ def test_right_networks(name):
     report = check_network(HAMS[name], bound=bound, max_examples=20)
     assert report.ok, report
     assert not report.notes  # a bound is known
+    # The library's own parts aren't checked again, but what they are together is.
+    assert {finding.part for finding in report.findings} == {""}
+    assert "block updates" in {finding.law for finding in report.findings}
 
 
 @pytest.mark.parametrize(

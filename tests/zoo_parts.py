@@ -246,11 +246,17 @@ def pair(synapse, a=None, b=None):
     return hl.HAM({"a": a, "b": b}, {"s": synapse}, [(("a", "b"), "s")])
 
 
+SQUARE_UPHILL = with_rule(lambda x: jnp.sum(x**2) / 2, lambda x: (-x,))
 STRONG = hl.DenseSynapse([3, 2], W=jnp.array([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5]]))
 # The network, the part that is broken ("" for the whole), and the law.
 NETWORKS = {
     "a synapse with a rule of the wrong sign": (
         pair(SYNAPSES["a rule of the wrong sign"][0]),
+        "connection s(a, b)",
+        "gradient",
+    ),
+    "a hidden layer with a rule of the wrong sign": (
+        pair(hl.HiddenSynapse([3, 2], 4, key=jax.random.key(0), hidden_lagrangian=SQUARE_UPHILL)),
         "connection s(a, b)",
         "gradient",
     ),

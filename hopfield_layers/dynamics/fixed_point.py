@@ -16,7 +16,7 @@ from .flow import EnergyFlow
 from .flow_to_rest import FlowToRest
 from .linear_systems import conjugate_gradients
 from .newton_krylov import Krylov
-from .rest import FAR, limit_of, of_samples, Rest
+from .rest import FAR, limit_of, of_samples
 from .run_time_errors import unless
 from .state_trees import largest, like_state, tree_where, without_derivatives
 
@@ -29,18 +29,12 @@ def settle(
     search: Updates | FlowToRest, x0: PyTree[Array], throw: bool
 ) -> tuple[PyTree, Array, dict]:
     """x at rest, its energy, and further attributes, which have no derivatives."""
-    x, energy, residual, converged, time, num_steps = _run(search, x0)
+    x, energy, residual, converged, time, num_steps = search.run(x0)
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     lowest = -(float(jnp.finfo(energy.dtype).max) ** FAR)
     is_unbounded = ~converged & ((largest(x) > limit_of(x0)) | (energy < lowest))
     attributes = {"residual": residual, "converged": converged, "time": time}
     return x, energy, attributes | {"num_steps": num_steps, "is_unbounded": is_unbounded}
-
-
-@eqx.filter_jit
-def _run(search: Updates | FlowToRest, x0: PyTree[Array]) -> Rest:
-    """The search, which is traced once for a function and its derivative."""
-    return search.run(x0)
 
 
 @settle.def_jvp

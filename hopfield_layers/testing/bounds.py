@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 import hopfield_layers as hl
 
-from .kinds import checked_model
+from .kinds import checked_model, is_of_the_library
 from .verdict import Measured, rounding
 
 
@@ -134,9 +134,11 @@ def _descent_by_ranges(ham: hl.HAM) -> Array | None:
         synapse = ham.synapses[connection.synapse]
         ranges = [_range(ham.layers[name]) for name in connection.layers]
         hidden = getattr(synapse, "hidden_lagrangian", hl.LIdentity())
-        # Classes that the library exports, and no wrappers of callables.
-        known = all(getattr(hl, type(a).__name__, None) is type(a) for a in (synapse, hidden))
-        if not known or type(hidden) in _NORMS or any(r is None for r in ranges):
+        if (
+            not is_of_the_library(synapse)
+            or type(hidden) in _NORMS
+            or any(r is None for r in ranges)
+        ):
             return None
         weights, rest = eqx.partition(synapse, lambda a: eqx.is_array(a) and a.dtype != bool)
         magnitudes = jax.tree.map(lambda a: jnp.abs(_wide(a)), weights)

@@ -173,13 +173,12 @@ def check_network(
     progress: bool | None = None,
     expected: Collection[str] = (),
 ) -> Report:
-    """Checks the laws of a network's layers and connections and, if they hold, of the network.
+    """Checks the Lagrangians and synapses that you wrote and, if their laws hold, the network.
 
-    Lagrangians of your own are checked as by [`hopfield_layers.testing.check_lagrangian`][],
-    connections by synapses of your own as by [`hopfield_layers.testing.check_synapse`][], at
-    activations that their layers can have, and the network as by
-    [`hopfield_layers.testing.check_model`][]. Those of the library keep their laws. The report also
-    says whether −E_s is convex along each layer.
+    Lagrangians are checked as by [`hopfield_layers.testing.check_lagrangian`][], synapses as by
+    [`hopfield_layers.testing.check_synapse`][], at activations that their layers can have, and the
+    network as by [`hopfield_layers.testing.check_model`][]. Those of the library keep their laws,
+    and aren't checked again. The report also says whether −E_s is convex along each layer.
 
     **Arguments:**
 
@@ -314,7 +313,7 @@ def _of_model(
         ],
         [Run(partial(cost_laws, model), {"x": drawn}, 1)],
     ]
-    if not isinstance(model, Layer | HAM):  # whose parts have been evaluated with and without jit
+    if not isinstance(model, Layer | HAM):  # whose own parts have been evaluated without jit
         levels[0].append(Run(partial(model_laws.repeated_laws, model), {"x": drawn}, few))
     if not isinstance(model, Layer):  # which rests at its bias
         levels[-1].append(Run(partial(rest_laws, model), {"x0": drawn}, few))

@@ -51,10 +51,8 @@ def is_of_the_library(part: object) -> bool:
     if getattr(hl, type(part).__name__, None) is not type(part):
         return False
     leaves = jax.tree.leaves(vars(part), is_leaf=lambda leaf: isinstance(leaf, eqx.Module))
-    return all(
-        is_of_the_library(leaf) if isinstance(leaf, eqx.Module) else not callable(leaf)
-        for leaf in leaves
-    )
+    # Callables are in modules too, which the library doesn't export.
+    return all(is_of_the_library(leaf) for leaf in leaves if isinstance(leaf, eqx.Module))
 
 
 def checked_lagrangian(lagrangian: LagrangianLike) -> hl.AbstractLagrangian:

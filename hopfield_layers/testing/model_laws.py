@@ -126,10 +126,7 @@ def descent_laws(
     steps, end = _solved(field, x0, times, options)
     # The laws only read the model and the inputs, so that both flows share one program.
     either = EnergyFlow(field.model, inputs=field.inputs)
-    if flow == "state":
-        laws, by_differences = _along(either, *steps), slope_laws(either, x0, *end)
-    else:  # in the other order, so that two threads that check both flows compile one each
-        by_differences, laws = slope_laws(either, x0, *end), _along(either, *steps)
+    laws, by_differences = _along(either, *steps), slope_laws(either, x0, *end)
     laws["descent"] += by_differences.pop("descent")
     return laws | _time_constants(model) | by_differences
 

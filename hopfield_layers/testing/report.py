@@ -11,10 +11,10 @@ from .verdict import LAWS, PROPERTIES
 class Finding:
     """The result of a run for one law, or for a property that is not a law.
 
-    `examples` is the number of examples at which the previous laws held. `worst` is the largest
-    violation in units of the allowed rounding error: the law holds if it is at most 1.
-    `counterexample` is None, or the text of the simplest violation. `part` is the layer or
-    connection, "" for the whole object.
+    `examples` is the number of examples at which the previous laws held; with both flows an example
+    counts twice. `worst` is the largest violation in units of the allowed rounding error: the law
+    holds if it is at most 1. `counterexample` is None, or the text of the simplest violation.
+    `part` is the layer or connection, "" for the whole object.
     """
 
     law: str

@@ -176,8 +176,8 @@ def _findings(runs: Sequence[Run], bar: tqdm) -> list[Finding]:
 
         run.search(record)
         for law, worst in own.items():
-            if worst > 1 and law in LAWS:
-                counterexamples.setdefault((run.part, law), run.counterexample(law))
+            if worst > 1 and law in LAWS and (run.part, law) not in counterexamples:
+                counterexamples[run.part, law] = run.counterexample(law)
     parts = list(dict.fromkeys(run.part for run in runs))
     order = [(part, law) for part in parts for law in (*LAWS, *PROPERTIES)]
     return [

@@ -1,6 +1,6 @@
 """Models whose functions are traced once by a program that evaluates them in many places."""
 
-from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, PyTree
@@ -14,7 +14,7 @@ class TracedOnce(AbstractEnergyModel):
     model: AbstractEnergyModel
 
     def __init__(self, model: AbstractEnergyModel):
-        self.model = model
+        self.model = model  # without this method tau would count as an argument
 
     @property
     def tau(self) -> PyTree:
@@ -29,11 +29,13 @@ class TracedOnce(AbstractEnergyModel):
     def dEdg(self, x: PyTree[Array]) -> PyTree[Array]:
         return _result(self.model, "dEdg", x)
 
-    def __getattr__(self, name: str) -> Callable:
-        # The optional methods. Those with arguments of arrays are evaluated as the others are.
-        method = getattr(self.model, name)
-        is_evaluated = name in ("energy_and_dEdg", "synaptic_slopes")
-        return eqx.Partial(_result, self.model, name) if is_evaluated else method
+    def __getattr__(self, name: str) -> Any:
+        if name in ("blocks", "coupled"):
+            return getattr(self.model, name)
+        if name in ("energy_and_dEdg", "synaptic_slopes"):
+            method = getattr(self.model, name)
+            return eqx.Partial(_result, self.model, name) if callable(method) else method
+        raise AttributeError(name)
 
 
 @eqx.filter_jit
