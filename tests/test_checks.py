@@ -92,17 +92,16 @@ def test_wrong_networks(name):
             exec(textwrap.dedent(program), {})
 
 
-class AbstractShifted(eqx.Module):
-    offset: eqx.AbstractVar[float]
+class Shifted(eqx.Module):
+    offset: float
 
 
 @pytest.mark.parametrize("kind", ["function", "class"])
 def test_the_program_of_what_is_local_runs_by_itself(kind):
     two = 2.0
 
-    class LogCosh(AbstractShifted):
+    class LogCosh(Shifted):
         W: jax.Array
-        offset: float = 0.5
         scale: float = eqx.field(default=1.0, static=True)
 
         def energy(self, g):
@@ -111,7 +110,7 @@ def test_the_program_of_what_is_local_runs_by_itself(kind):
         def alignment(self, g):
             return -jnp.sum(jnp.log(jnp.cosh(self.W * (g - self.offset)))) * self.scale
 
-    wrong = LogCosh(W=jnp.ones(3))
+    wrong = LogCosh(0.5, jnp.ones(3))
     report = check_synapse(wrong if kind == "class" else wrong.energy, [3], max_examples=5)
     (text,) = [f.counterexample for f in report.findings if f.counterexample]
     _, program = text.split("Reproduce it with:\n")
