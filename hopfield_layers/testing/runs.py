@@ -1,5 +1,6 @@
 """Laws measured at drawn examples: the search for violations, and programs that reproduce them."""
 
+import base64
 import contextlib
 import dataclasses
 import math
@@ -7,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import cloudpickle
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -16,9 +18,12 @@ from hypothesis.strategies import SearchStrategy
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from .pickles import restored
 from .report import Finding, Report
 from .verdict import check, excesses, LAWS, Laws, PROPERTIES, Violation
+
+
+# What cloudpickle calls to rebuild a class that can't be imported.
+_CLASS_WITH_ITS_CODE = b"_make_skeleton_class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +102,24 @@ class Run:
             [
                 "Reproduce it with:",
                 *(f"  {line}" for line in lines),
-                f"  model = {restored(model)}",
+                f"  model = {_restored(model)}",
                 f"  example = {_source(example)}",
                 f"  check({fn.__name__}(model{others}{keywords}, **example), example)",
             ]
         )
+
+
+def _restored(model: object) -> str:
+    """An expression for the model, unless its class is defined in a script or a function."""
+    try:
+        # Functions are pickled with their code, wherever they are defined.
+        pickled = cloudpickle.dumps(model)
+    except Exception:  # which error depends on what can't be pickled
+        pickled = _CLASS_WITH_ITS_CODE
+    if _CLASS_WITH_ITS_CODE in pickled:
+        # Unpickled, a class of Equinox's would be registered with JAX before it has fields.
+        return "...  # the one that was checked"
+    return f'pickle.loads(base64.b85decode("{base64.b85encode(pickled).decode()}"))'
 
 
 def _source(tree: PyTree) -> str:
