@@ -64,5 +64,6 @@ What each file tests:
 | `solutions` | the saved states and times of a solution |
 | `devices` | what `test_devices` runs on eight devices |
 | `two_processes` | what `test_devices` runs in two processes |
+| `wrong_script` | a script whose wrong synapse can't be imported, for `test_checks` |
 | `wrong_calls` | calls that pyright must flag; `.ci/check_wrong_calls.py` checks that it does |
 """

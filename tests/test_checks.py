@@ -1,6 +1,11 @@
 """Reports of synapses, networks and models: wrong ones are caught by the law that they break."""
 
+import runpy
+import subprocess
+import sys
 import textwrap
+import threading
+from pathlib import Path
 from typing import get_args
 
 import jax.numpy as jnp
@@ -36,6 +41,12 @@ SLOW = ("tanh and softmax", "identity and ReLU")
 
 def broken(report):
     return {(finding.part, finding.law) for finding in report.findings if finding.is_broken}
+
+
+def program_of(report):
+    (text,) = [f.counterexample for f in report.findings if f.counterexample]
+    _, program = text.split("Reproduce it with:\n")
+    return textwrap.dedent(program)
 
 
 @pytest.mark.parametrize("name", SYNAPSES)
@@ -83,20 +94,40 @@ def test_wrong_networks(name):
     ham, part, law = zoo_parts.NETWORKS[name]
     report = check_network(ham, max_examples=20)
     assert broken(report) == {(part, law)}, report
-    (text,) = [f.counterexample for f in report.findings if f.counterexample]
-    _, program = text.split("Reproduce it with:\n")
-    if "pickle.loads" in program:
-        with pytest.raises(Violation, match=f"^{law}:"):
-            exec(textwrap.dedent(program), {})
+    with pytest.raises(Violation, match=f"^{law}:"):
+        exec(program_of(report), {})
 
 
 def test_the_program_of_a_function_runs_by_itself():
     offset = 0.5
     report = check_synapse(lambda g: jnp.sum(jnp.log(jnp.cosh(g - offset))), [3], max_examples=5)
-    (text,) = [f.counterexample for f in report.findings if f.counterexample]
-    _, program = text.split("Reproduce it with:\n")
     with pytest.raises(Violation, match=r"^finite:"):
-        exec(textwrap.dedent(program), {})
+        exec(program_of(report), {})
+
+
+def test_the_program_of_a_script_runs_by_itself(tmp_path):
+    names = runpy.run_path(str(Path(__file__).parent / "wrong_script.py"), run_name="__main__")
+    before = {name: dict(vars(names[name])) for name in ("Cubic", "AbstractScaled")}
+    program = program_of(names["report"])
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "Violation: gradient:" in run.stderr, run.stderr
+    # Neither printing a program nor running it changes the classes of the script.
+    with pytest.raises(Violation, match=r"^gradient:"):
+        exec(program, {})
+    assert before == {name: dict(vars(names[name])) for name in before}
+
+
+def test_the_program_of_what_cannot_be_pickled_says_so():
+    lock = threading.Lock()
+
+    def energy(g):
+        with lock:
+            return jnp.sum(jnp.log(jnp.cosh(g)))
+
+    report = check_synapse(energy, [3], max_examples=5)
+    assert "model = ...  # the one that was checked" in program_of(report)
 
 
 @pytest.mark.parametrize("name", zoo_parts.MODELS)

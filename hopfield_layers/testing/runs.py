@@ -4,11 +4,11 @@ import base64
 import contextlib
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import cloudpickle
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -18,12 +18,9 @@ from hypothesis.strategies import SearchStrategy
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
+from .pickles import dumps
 from .report import Finding, Report
 from .verdict import check, excesses, LAWS, Laws, PROPERTIES, Violation
-
-
-# What cloudpickle calls to rebuild a class that can't be imported.
-_CLASS_WITH_ITS_CODE = b"_make_skeleton_class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Run:
         fn, (model, *rest) = self.laws.func, self.laws.args
         keywords = "".join(f", {k}={v!r}" for k, v in self.laws.keywords.items())
         others = "".join(f", {value!r}" for value in rest)
-        lines = ["import base64, pickle, jax", "from jax.numpy import array"]
+        lines = ["import base64, pickle, zlib, jax", "from jax.numpy import array"]
         if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
             lines.append('jax.config.update("jax_enable_x64", True)')
         lines.append(f"from {fn.__module__} import {fn.__name__}")
@@ -110,16 +107,13 @@ class Run:
 
 
 def _restored(model: object) -> str:
-    """An expression for the model, unless its class is defined in a script or a function."""
+    """An expression for the model, unless a part of it can't be pickled."""
     try:
-        # Functions are pickled with their code, wherever they are defined.
-        pickled = cloudpickle.dumps(model)
+        pickled = dumps(model)
     except Exception:  # which error depends on what can't be pickled
-        pickled = _CLASS_WITH_ITS_CODE
-    if _CLASS_WITH_ITS_CODE in pickled:
-        # Unpickled, a class of Equinox's would be registered with JAX before it has fields.
         return "...  # the one that was checked"
-    return f'pickle.loads(base64.b85decode("{base64.b85encode(pickled).decode()}"))'
+    text = base64.b85encode(zlib.compress(pickled, 9)).decode()
+    return f'pickle.loads(zlib.decompress(base64.b85decode("{text}")))'
 
 
 def _source(tree: PyTree) -> str:
