@@ -46,6 +46,7 @@ What each file tests:
 |---|---|
 | `test_testing` | the laws reject every wrong model of `zoo`, by the right name |
 | `test_checks` | reports find every synapse, network and model right, and `zoo_parts` wrong |
+| `test_pickles` | programs that reproduce violations contain the code of scripts |
 | `test_plotting` | pictures show the right numbers |
 | `test_messages` | wrong arguments raise errors that tell what to write instead |
 | `test_docs` | docstrings and README run, and name everything that is public |
@@ -64,6 +65,6 @@ What each file tests:
 | `solutions` | the saved states and times of a solution |
 | `devices` | what `test_devices` runs on eight devices |
 | `two_processes` | what `test_devices` runs in two processes |
-| `wrong_script` | a script whose wrong synapse can't be imported, for `test_checks` |
+| `wrong_script` | a script with wrong synapses that can't be imported, for `test_pickles` |
 | `wrong_calls` | calls that pyright must flag; `.ci/check_wrong_calls.py` checks that it does |
 """

@@ -1,5 +1,7 @@
 """Memories: blocks of patterns, biases and masks, narrow dtypes, and temporary memory."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -381,6 +383,22 @@ def test_attention_in_blocks_of_keys(masked, monkeypatch):
     monkeypatch.setattr(streaming, "LARGEST_BLOCK", 8)
     monkeypatch.setattr(streaming, "FEW_SCORES", 0)
     assert_close(at_once, jax.jit(lambda *both: run(*both))(weights, gs))
+
+
+def test_blocks_are_larger_on_accelerators():
+    synapse = hl.HiddenSynapse.from_patterns(jnp.ones((70_000, 64), jnp.float32), hl.LSoftmax())
+    slopes = jax.jit(lambda synapse, g: jax.vmap(jax.grad(synapse.energy))(g))
+    traced = slopes.trace(synapse, jnp.ones((256, 64), jnp.float32))
+    rows = {}
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        (rows[platform],) = set(re.findall(r"dynamic_slice.*-> tensor<(\d+)x64xf32>", text))
+    assert rows == {"cpu": "1000", "cuda": "35000", "tpu": "35000"}
+    # Scores and patterns of a block together: even a single row of many units isn't all rows.
+    for width in (1, 65, 320, 10**6, 10**9):
+        size = streaming.block_size(10**7, width)
+        assert size * width <= max(2**24, 1024 * width)
+        assert size >= 512
 
 
 def test_the_scores_of_many_tokens_never_exist():

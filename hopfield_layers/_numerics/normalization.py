@@ -17,6 +17,7 @@ the larger of the largest |v| and √ε, and w = v/c,
 - The derivative of the direction along v has the factor ε/(mean v² + ε). It is written out, because
   as a difference of two terms it would be lost to rounding.
 - There is no `where` on data in the direction, so that XLA fuses it into one loop.
+- w is multiplied by 1/s: XLA for GPUs turns (v/c)/s into v/(cs), and cs may leave the range.
 
 The errors are at most 5 ulps of the result times its condition number, measured against mpmath.
 """
@@ -63,7 +64,7 @@ def _scaled(z, axis, eps, centred):
 def direction(z: Array, axis: int, eps: float, centred: bool) -> Array:
     """v/√(mean v² + ε)."""
     scaled = _scaled(z, axis, eps, centred)
-    return scaled.w / scaled.s
+    return scaled.w * (1 / scaled.s)
 
 
 @direction.def_jvp
@@ -77,7 +78,7 @@ def _direction_jvp(primals, tangents):
     squares = jnp.maximum(jnp.sum(jnp.square(w), axis, keepdims=True), jnp.finfo(z.dtype).tiny)
     across = dw - jnp.sum(w * dw, axis, keepdims=True) / squares * w
     shrinkage = jnp.square(root_share)
-    return w / s, ((1 - shrinkage) * across + shrinkage * dw) / s
+    return w * (1 / s), ((1 - shrinkage) * across + shrinkage * dw) / s
 
 
 def norm_value(z: Array, gamma: Array, delta: Array, axis: int, eps: float, centred: bool) -> Array:

@@ -21,6 +21,7 @@ if their number is not a multiple of the block size.
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -50,14 +51,23 @@ from .partitioned import MeshAxes, partitioned
 # A block is so large that its products take longer than the loop's overhead, and so small that its
 # scores need little memory: with blocks of 1/70 of the rows, temporaries stay below 2 % of them.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
+# Elsewhere it takes microseconds to start an operation, so that blocks have this many numbers,
+# scores and entries of rows (with 64 MB in float32, a drive takes a third of the time on a GPU).
+NUMBERS_ON_ACCELERATORS = 2**24
 # If the states have at most this many scores in all, the rows are one block, which isn't copied.
 # Rows of a narrow dtype are split even then, because each block is widened.
 FEW_SCORES = 2**15
 
 
-def block_size(count: int) -> int:
-    """The number of rows of a block, of `count` rows in all; if possible it divides them."""
-    largest = min(max(count // 70, SMALLEST_BLOCK), LARGEST_BLOCK)
+def block_size(count: int, width: int | None = None) -> int:
+    """The number of rows of a block, of `count` rows in all; if possible it divides them.
+
+    On accelerators the block also depends on the scores and entries of a row, `width` in all.
+    """
+    if width is None:
+        largest = min(max(count // 70, SMALLEST_BLOCK), LARGEST_BLOCK)
+    else:
+        largest = max(NUMBERS_ON_ACCELERATORS // width, SMALLEST_BLOCK)
     if count <= largest:
         return count
     divisors = (size for size in range(largest, largest // 2, -1) if count % size == 0)
@@ -69,6 +79,7 @@ def _fold_blocks(
     rows: list[Array],
     carry: PyTree[Array],
     num_states: int,
+    on_cpu: bool,
 ) -> PyTree[Array]:
     """`carry = fn(carry, block, first, valid)` for each block of rows, the rows from `first` on.
 
@@ -78,7 +89,8 @@ def _fold_blocks(
     count = len(rows[0])
     if count == 0:
         return carry
-    size = block_size(count)
+    width = num_states + sum(math.prod(row.shape[1:]) for row in rows)
+    size = block_size(count, None if on_cpu else width)
     is_narrow = any(row.itemsize < 4 and row.ndim > 1 for row in rows)
     if count == size or (count * num_states <= FEW_SCORES and not is_narrow):
         return fn(carry, rows, jnp.array(0), None)
@@ -169,7 +181,7 @@ def reduce_over_rows(
 # The primitive's rules.
 
 
-def _evaluate(*arguments, fn, is_row, gives_row, reduction):
+def _evaluate(*arguments, on_cpu, fn, is_row, gives_row, reduction):
     """The results on one device."""
     rows = chosen(is_row, arguments)
     shared = chosen(others(is_row), arguments)
@@ -192,17 +204,17 @@ def _evaluate(*arguments, fn, is_row, gives_row, reduction):
     new_rows = [jnp.zeros(s.shape, s.dtype) for s in chosen(gives_row, shapes)]
     batches, _ = fn.batches(len(is_row), len(gives_row))
     num_states = math.prod(batch_sizes(arguments, is_row, batches).values())
-    merged, new_rows = _fold_blocks(body, rows, (merged, new_rows), num_states)
+    merged, new_rows = _fold_blocks(body, rows, (merged, new_rows), num_states, on_cpu)
     return interleave(gives_row, new_rows, merged)
 
 
-def _partitioned(*arguments, fn, is_row, gives_row, reduction):
+def _partitioned(*arguments, on_cpu, fn, is_row, gives_row, reduction):
     """The results, on all devices among which the rows and the batch are divided."""
     batches, result_batches = fn.batches(len(is_row), len(gives_row))
     how = {"fn": fn, "is_row": is_row, "gives_row": gives_row, "reduction": reduction}
 
     def on_one_device(*arguments):
-        return _evaluate(*arguments, **how)
+        return _evaluate(*arguments, on_cpu=on_cpu, **how)
 
     axes, result_axes = map(_axes, is_row, batches), map(_axes, gives_row, result_batches)
     return partitioned(on_one_device, reduction.across, axes, result_axes)(*arguments)
@@ -269,13 +281,13 @@ def _batch(arguments, axes, *, fn, is_row, gives_row, reduction):
 
 _reduce_over_rows_p = jax.extend.core.Primitive("reduce_over_rows")
 _reduce_over_rows_p.multiple_results = True
-_reduce_over_rows_p.def_impl(
-    jax.jit(_partitioned, static_argnames=("fn", "is_row", "gives_row", "reduction"))
-)
+_reduce_over_rows_p.def_impl(partial(dispatch.apply_primitive, _reduce_over_rows_p))
 _reduce_over_rows_p.def_abstract_eval(_results)
 ad.primitive_jvps[_reduce_over_rows_p] = _jvp
 ad.primitive_transposes[_reduce_over_rows_p] = _transpose
 batching.primitive_batchers[_reduce_over_rows_p] = _batch
 # A lowering with custom partitioning needs the devices, and JAX has no public way to declare it.
 dispatch.prim_requires_devices_during_lowering.add(_reduce_over_rows_p)
-mlir.register_lowering(_reduce_over_rows_p, mlir.lower_fun(_partitioned, multiple_results=True))
+for on_cpu in (True, False):
+    rule = mlir.lower_fun(partial(_partitioned, on_cpu=on_cpu), multiple_results=True)
+    mlir.register_lowering(_reduce_over_rows_p, rule, platform="cpu" if on_cpu else None)

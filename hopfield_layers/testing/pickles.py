@@ -4,8 +4,10 @@ import copyreg
 import dataclasses
 import inspect
 import io
+import pickle
+import sys
 import types
-from typing import Any, cast
+import weakref
 
 import cloudpickle
 import equinox as eqx
@@ -13,54 +15,87 @@ import jax
 
 
 def dumps(model: object) -> bytes:
-    """The pickle of a model, with the code of what can't be imported.
+    """The pickle of a model, with the code of what a script or a function defines.
 
-    Raises whichever error tells that a part can't be pickled. The code is bytecode, which another
-    minor version of Python can't read.
+    The code is bytecode, which another minor version of Python can't read. Raises an error, of one
+    kind or another, if a part can't be pickled or if another process couldn't load it.
     """
     with io.BytesIO() as file:
         _Pickler(file).dump(model)
-        return file.getvalue()
+        pickled = file.getvalue()
+    copy = _OtherProcess(io.BytesIO(pickled)).load()
+    # A class that was registered with JAX by itself is a leaf of the copy.
+    model_leaves, copy_leaves = map(jax.tree.leaves, (model, copy))
+    if list(map(type, model_leaves)) != list(map(type, copy_leaves)):
+        raise pickle.PicklingError("A class that is registered with JAX would be lost.")
+    return pickled
+
+
+class _OtherProcess(pickle.Unpickler):
+    """Loads as another process would, whose `__main__` is another module."""
+
+    def find_class(self, module, name):
+        if module == "__main__":
+            raise pickle.UnpicklingError(f"{name} is defined in a script.")
+        return super().find_class(module, name)
 
 
 class _Pickler(cloudpickle.Pickler):
-    """cloudpickle's, for Equinox's classes, jaxtyping's annotations and dataclasses too.
+    """Pickles classes of Equinox, which `cloudpickle.Pickler` can't do (Equinox #231).
 
-    cloudpickle makes an empty class and then sets its attributes, so that methods may refer to
-    their own class. A class of Equinox's needs its fields from the start, as it is registered with
-    JAX when it is made.
+    cloudpickle makes a class without attributes and sets them afterwards, because methods may refer
+    to their class. A class of Equinox is registered with JAX when it is made, and needs its fields
+    and its kind of `__init__` then.
     """
 
     def reducer_override(self, obj):
-        # A string is the name of the object in its module, where its own `__name__` isn't, or where
-        # a copy would not be recognised.
-        if obj is jax.Array:
-            return "Array"
-        if obj is dataclasses.MISSING:
-            return "MISSING"
-        if type(obj) in copyreg.dispatch_table:  # as those of jaxtyping's annotations are
+        if isinstance(obj, jax.custom_vjp):  # its `__new__` has an argument
+            return jax.custom_vjp, (obj.fun,), vars(obj)
+        if isinstance(obj, weakref.ref):  # jaxtyping's decorator has one
+            return weakref.ref, (obj(),)
+        # Markers such as `dataclasses.MISSING` are compared by identity, and must not be copied.
+        name = _name_beside_class(obj)
+        if name is not None:
+            return name
+        # The types of jaxtyping's annotations have a reducer, which cloudpickle would leave aside.
+        if type(obj) in copyreg.dispatch_table:
             return NotImplemented
         reduced = super().reducer_override(obj)
-        if not isinstance(obj, type(eqx.Module)) or not isinstance(reduced, tuple):
+        if not isinstance(obj, type) or not isinstance(reduced, tuple) or len(reduced) < 6:
             return reduced
-        # Without the arguments after these, by which cloudpickle would find the class itself if it
-        # exists already, and set its attributes to copies.
-        _, args, *state = reduced
-        metaclass, name, bases, namespace, *_ = cast(tuple[Any, ...], args)
+        # The last two arguments would let cloudpickle find the class itself in this process, and
+        # set its attributes to copies.
+        make, (*args, _, _), *state = reduced
+        if not isinstance(obj, type(eqx.Module)):
+            return make, (*args, None, None), *state
         own = inspect.get_annotations(obj)
         fields = [f for f in dataclasses.fields(obj) if f.name in own]
         is_static = {f.name: f.metadata.get("static", False) for f in fields}
-        return _module_class, (metaclass, name, bases, namespace, is_static), *state
+        has_dataclass_init = vars(obj)["__dataclass_params__"].init
+        return _module_class, (*args, is_static, has_dataclass_init), *state
 
 
-def _module_class(metaclass, name, bases, namespace, is_static):
+def _name_beside_class(obj):
+    """The name of an object that is a global of the module that defines its class."""
+    beside = sys.modules.get(type(obj).__module__)
+    # pickle looks for the name in the module of the object, which may be another one.
+    module = sys.modules.get(getattr(obj, "__module__", ""))
+    if beside is None or beside.__name__ == "__main__":
+        return None
+    names = (name for name, value in vars(beside).items() if value is obj)
+    return next((name for name in names if getattr(module, name, None) is obj), None)
+
+
+def _module_class(metaclass, name, bases, namespace, is_static, has_dataclass_init):
     """A class that has its fields, but not yet its other attributes."""
     # Without `init=False` the order of fields with and without a default would be checked.
     fields = {key: eqx.field(static=static, init=False) for key, static in is_static.items()}
-    annotations = dict.fromkeys(fields, object)
-    return types.new_class(
-        name,
-        bases,
-        {"metaclass": metaclass},
-        lambda ns: ns.update(namespace, **fields, __annotations__=annotations),
-    )
+    attributes = {**namespace, **fields, "__annotations__": dict.fromkeys(fields, object)}
+    if not has_dataclass_init:
+        attributes["__init__"] = lambda self: None
+    cls = types.new_class(name, bases, {"metaclass": metaclass}, lambda ns: ns.update(attributes))
+    if not has_dataclass_init:
+        del cls.__init__  # it may be inherited
+    # Attributes that are set later may be instances of the class.
+    cls.__abstractmethods__ = frozenset()
+    return cls
