@@ -65,13 +65,15 @@ def cases() -> dict[str, Case]:
     }
 
 
-def cell(case: Case, solver: diffrax.AbstractSolver | hl.BlockUpdates) -> str:
+def cell(case: Case, solver: diffrax.AbstractSolver | hl.BlockUpdates | None) -> str:
     """The evaluations of a case with one solver."""
     activation_only = hl.ETD2RK | hl.ETD4RK | hl.BlockUpdates
     if case.flow == "state" and isinstance(solver, activation_only):
         return "–"
     if isinstance(solver, hl.BlockUpdates) and case.run is not hl.relax:
         return "–"
+    if isinstance(solver, diffrax.ImplicitEuler) and (case.run, case.flow) == (hl.relax, "state"):
+        solver = None  # implicit Euler with conjugate gradients
 
     def run(model: hl.AbstractEnergyModel) -> Any:
         return case.run(model, case.x0, *case.end, flow=case.flow, solver=solver, **case.options)

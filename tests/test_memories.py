@@ -388,17 +388,24 @@ def test_attention_in_blocks_of_keys(masked, monkeypatch):
 def test_blocks_are_larger_on_accelerators():
     synapse = hl.HiddenSynapse.from_patterns(jnp.ones((70_000, 64), jnp.float32), hl.LSoftmax())
     slopes = jax.jit(lambda synapse, g: jax.vmap(jax.grad(synapse.energy))(g))
-    traced = slopes.trace(synapse, jnp.ones((256, 64), jnp.float32))
+    traced = slopes.trace(synapse, jnp.ones((1024, 64), jnp.float32))
     rows = {}
     for platform in ("cpu", "cuda", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         (rows[platform],) = set(re.findall(r"dynamic_slice.*-> tensor<(\d+)x64xf32>", text))
-    assert rows == {"cpu": "1000", "cuda": "35000", "tpu": "35000"}
-    # Scores and patterns of a block together: even a single row of many units isn't all rows.
-    for width in (1, 65, 320, 10**6, 10**9):
+    assert rows == {"cpu": "1000", "cuda": "17500", "tpu": "17500"}
+    # A block has at most 2²⁵ scores and entries, unless the blocks for CPUs have more.
+    for width in (0, 1, 65, 320, 16_000, 10**6, 10**9):
         size = streaming.block_size(10**7, width)
-        assert size * width <= max(2**24, 1024 * width)
-        assert size >= 512
+        assert size * width <= max(2**25, streaming.LARGEST_BLOCK * width)
+        assert size >= streaming.SMALLEST_BLOCK
+
+
+def test_an_empty_batch_on_accelerators():
+    synapse = hl.AttentionSynapse([(7, 4), (3000, 4)], num_heads=1, zspace_dim=3, key=KEY)
+    slopes = jax.jit(lambda synapse, *gs: jax.vmap(jax.grad(synapse.energy))(*gs))
+    traced = slopes.trace(synapse, jnp.ones((0, 7, 4)), jnp.ones((0, 3000, 4)))
+    assert traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_the_scores_of_many_tokens_never_exist():

@@ -23,7 +23,8 @@ from .test_checks import program_of
 
 
 SCRIPT = Path(__file__).parent / "wrong_script.py"
-# Prints the energy and its gradient of each synapse that it reads, as the process above has them.
+# Defines values(synapse), its energy and gradient. As a program it prints those of the pickles that
+# it reads.
 LOAD = """
     import base64, json, pickle, sys
     import jax

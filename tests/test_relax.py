@@ -93,6 +93,22 @@ def test_the_plateau_of_exponential_units(flow):
     assert (rest.time is not None and bool(rest.time > 4000)) == (flow == "state")
 
 
+@pytest.mark.parametrize("tau", [1.0, np.geomspace(0.01, 10, 30)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_state_flow_leaves_a_saddle(dtype, tau):
+    key = jr.key(5)
+    patterns = jr.rademacher(key, (4, 30), dtype)
+    synapse = hl.DenseSynapse([30, 30], W=patterns.T @ patterns / 60)
+    layers = {"x": hl.TanhLayer(30, beta=2.0, tau=tau)}
+    ham = hl.HAM(layers, {"memory": synapse}, [(("x", "x"), "memory")])
+    rest = hl.relax(ham, {"x": 0.01 * jr.normal(key, (8, 30), dtype)}, flow="state")
+    assert rest.converged.all()
+    curvature = jax.vmap(jax.hessian(lambda x: ham.energy({"x": x})))(rest.x["x"])
+    at_0 = jax.hessian(lambda x: ham.energy({"x": x}))(jnp.zeros(30, dtype))
+    assert jnp.linalg.eigvalsh(at_0).min() < -1  # the saddle, beside which all samples start
+    assert jnp.linalg.eigvalsh(curvature).min() > 0
+
+
 def test_frozen_units_do_not_affect_convergence():
     # In the state flow a dead ReLU and a far negative exponential unit keep their values.
     rest = hl.relax(hl.ReluLayer(3), jnp.array([-1e6, 1e-3, 2.0]), flow="state")

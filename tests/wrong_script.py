@@ -79,6 +79,7 @@ class Fields(AbstractScaled[Array]):
     w: Float[Array, "n m"] = eqx.field(converter=jnp.asarray)
     options: Options = eqx.field(static=True, default_factory=Options)
     outer: Callable = cube
+    leaf: Kind = Kind.CUBE
     kind: ClassVar[Kind] = Kind.CUBE
 
     @property
@@ -96,11 +97,11 @@ class Fields(AbstractScaled[Array]):
     @doubled
     def alignment(self, g1: Float[Array, " n"], g2: Float[Array, " m"]):
         assert type(self) is __class__ is Fields
-        assert self.kind is Kind.CUBE
+        assert self.kind is self.leaf is Kind.CUBE
         assert self.name == "mine"
         assert self.options == OPTIONS == dataclasses.replace(OPTIONS, power=3)
         assert dataclasses.replace(self, name="other").name == "other"
-        assert len(jax.tree.leaves(self)) == 3
+        assert len(jax.tree.leaves(self)) == 4
         assert Fields.with_weights([[1]]).w.shape == (1, 1)
         return self.outer(self.product(g1, self.scaled, g2))
 

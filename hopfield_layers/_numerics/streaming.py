@@ -48,12 +48,13 @@ from .block_functions import (
 from .partitioned import MeshAxes, partitioned
 
 
-# A block is so large that its products take longer than the loop's overhead, and so small that its
-# scores need little memory: with blocks of 1/70 of the rows, temporaries stay below 2 % of them.
+# On a CPU a block is so large that its products take longer than the loop's overhead, and so small
+# that its scores need little memory: with blocks of 1/70 of the rows, temporaries stay below 2 % of
+# them.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
-# Elsewhere it takes microseconds to start an operation, so that blocks have this many numbers,
-# scores and entries of rows (with 64 MB in float32, a drive takes a third of the time on a GPU).
-NUMBERS_ON_ACCELERATORS = 2**24
+# On accelerators it takes microseconds to start an operation, so blocks are larger. They have this
+# many numbers, scores and entries of rows, unless the blocks for CPUs have more.
+NUMBERS_ON_ACCELERATORS = 2**25
 # If the states have at most this many scores in all, the rows are one block, which isn't copied.
 # Rows of a narrow dtype are split even then, because each block is widened.
 FEW_SCORES = 2**15
@@ -62,12 +63,11 @@ FEW_SCORES = 2**15
 def block_size(count: int, width: int | None = None) -> int:
     """The number of rows of a block, of `count` rows in all; if possible it divides them.
 
-    On accelerators the block also depends on the scores and entries of a row, `width` in all.
+    On accelerators `width` is given, the number of scores and entries of a row.
     """
-    if width is None:
-        largest = min(max(count // 70, SMALLEST_BLOCK), LARGEST_BLOCK)
-    else:
-        largest = max(NUMBERS_ON_ACCELERATORS // width, SMALLEST_BLOCK)
+    largest = min(max(count // 70, SMALLEST_BLOCK), LARGEST_BLOCK)
+    if width is not None:
+        largest = max(largest, NUMBERS_ON_ACCELERATORS // max(width, 1))
     if count <= largest:
         return count
     divisors = (size for size in range(largest, largest // 2, -1) if count % size == 0)
@@ -281,13 +281,13 @@ def _batch(arguments, axes, *, fn, is_row, gives_row, reduction):
 
 _reduce_over_rows_p = jax.extend.core.Primitive("reduce_over_rows")
 _reduce_over_rows_p.multiple_results = True
-_reduce_over_rows_p.def_impl(partial(dispatch.apply_primitive, _reduce_over_rows_p))
+dispatch.simple_impl(_reduce_over_rows_p)
 _reduce_over_rows_p.def_abstract_eval(_results)
 ad.primitive_jvps[_reduce_over_rows_p] = _jvp
 ad.primitive_transposes[_reduce_over_rows_p] = _transpose
 batching.primitive_batchers[_reduce_over_rows_p] = _batch
 # A lowering with custom partitioning needs the devices, and JAX has no public way to declare it.
 dispatch.prim_requires_devices_during_lowering.add(_reduce_over_rows_p)
-for on_cpu in (True, False):
+for platform, on_cpu in (("cpu", True), (None, False)):  # None is every other platform
     rule = mlir.lower_fun(partial(_partitioned, on_cpu=on_cpu), multiple_results=True)
-    mlir.register_lowering(_reduce_over_rows_p, rule, platform="cpu" if on_cpu else None)
+    mlir.register_lowering(_reduce_over_rows_p, rule, platform)

@@ -13,7 +13,7 @@ from . import problems
 from .descent import descend_along, energy_descent, is_descent, step_end
 from .exponential import AbstractExponential, ETD2RK
 from .flow import BoundedFlow, EnergyFlow, time_constants
-from .newton_krylov import newton_krylov, with_tolerances_of
+from .newton_krylov import ConjugateGradients, newton, with_tolerances_of
 from .rest import Rest, Tolerance, until_rest
 from .state_trees import largest, tree_where
 from .straight_line import straight_line
@@ -129,8 +129,9 @@ def follow(
     **options: Any,
 ) -> Callable[[EnergyFlow], FlowToRest]:
     """The search that follows the flow, by default with the solver and controller that suit it."""
+    taus = time_constants(problem.field.model, problem.x0)
     if solver is None:
-        implicit = diffrax.ImplicitEuler(root_finder=newton_krylov())
+        implicit = diffrax.ImplicitEuler(root_finder=newton(ConjugateGradients(taus)))
         solver = ETD2RK() if problem.field.flow == "activation" else implicit
     if controller is None:
         adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
@@ -143,7 +144,6 @@ def follow(
     if isinstance(controller, steps_to_times) or isinstance(inner, steps_to_times):
         raise ValueError("relax has no times to step to: expected constant or adaptive steps.")
     solver = straight_line(with_tolerances_of(controller, solver))
-    taus = time_constants(problem.field.model, problem.x0)
     if dt0 is None and isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         dt0 = 100 * largest(taus)
     elif dt0 is None:

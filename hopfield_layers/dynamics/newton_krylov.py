@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from .linear_systems import conjugate_gradients
 
 
 def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFinder:
@@ -38,8 +42,13 @@ def newton_krylov(rtol: float = 1e-3, restart: int = 20) -> optx.AbstractRootFin
     """
     if restart < 1:
         raise ValueError(f"Expected a restart of 1 at least, got {restart}.")
+    return newton(Krylov(rtol, restart, 4))
+
+
+def newton(linear_solver: lx.AbstractLinearSolver) -> optx.AbstractRootFinder:
+    """Newton's method with this solver of its linear equations, and the controller's tolerances."""
     return diffrax.with_stepsize_controller_tols(optx.Newton)(
-        linear_solver=Krylov(rtol, restart, 4), cauchy_termination=False
+        linear_solver=linear_solver, cauchy_termination=False
     )
 
 
@@ -91,6 +100,42 @@ class Krylov(lx.AbstractLinearSolver):
         return jax.tree.map(lambda v: v * size, solution), result, {}
 
     # These methods of GMRES do not depend on its fields.
+    init = lx.GMRES.init
+    transpose = lx.GMRES.transpose
+    conj = lx.GMRES.conj
+    assume_full_rank = lx.GMRES.assume_full_rank
+
+
+class ConjugateGradients(lx.AbstractLinearSolver):
+    """Conjugate gradients for the equations of an implicit step along the state flow.
+
+    Their operator is −A with A = I + δ T⁻¹ ∇²E, T the time constants and δ a multiple of the step.
+    A is self-adjoint in ⟨a, b⟩ = aᵀ T b, and positive unless the energy is concave along some
+    direction and the step is long. The equations aren't solved then, because a long step would head
+    for a saddle. The tolerance is near the rounding error: on a slow manifold the right-hand side
+    is small in the directions that matter.
+    """
+
+    time_constants: PyTree[Array]
+
+    def compute(self, state, vector, options):
+        """The solution, successful if it is within the tolerance."""
+        b, unravel = ravel_pytree(vector)
+        like = jax.tree.map(
+            lambda tau, v: jnp.broadcast_to(tau, v.shape), self.time_constants, vector
+        )
+        tau, _ = ravel_pytree(like)
+
+        def operator(v):
+            return -ravel_pytree(state.mv(unravel(v)))[0]
+
+        rtol = 100 * float(jnp.finfo(b.dtype).eps)
+        max_steps = min(2 * b.size + 20, 1000)
+        value, solved, _ = conjugate_gradients(operator, lambda v: tau * v, -b, rtol, max_steps)
+        result = lx.RESULTS.where(solved, lx.RESULTS.successful, lx.RESULTS.breakdown)
+        return unravel(value), result, {}
+
+    # As for GMRES, the state is the operator.
     init = lx.GMRES.init
     transpose = lx.GMRES.transpose
     conj = lx.GMRES.conj

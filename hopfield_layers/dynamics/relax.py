@@ -104,7 +104,7 @@ def relax(
     - `solver`: a [`hopfield_layers.BlockUpdates`][], or any diffrax solver of a single `ODETerm`,
         which follows the flow. By default `BlockUpdates` for the activation flow, or
         [`hopfield_layers.ETD2RK`][] if a `stepsize_controller` or `dt0` is given; for the state
-        flow `diffrax.ImplicitEuler` with [`hopfield_layers.newton_krylov`][].
+        flow `diffrax.ImplicitEuler` with Newton's method and conjugate gradients.
     - `stepsize_controller`: a controller of diffrax that does not step to given times, because
         every step begins at t = 0. By default [`hopfield_layers.energy_descent`][] of
         `diffrax.PIDController(rtol=0.1, atol=0.1)`, or of constant steps for a solver without an

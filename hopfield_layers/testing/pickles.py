@@ -24,11 +24,16 @@ def dumps(model: object) -> bytes:
         _Pickler(file).dump(model)
         pickled = file.getvalue()
     copy = _OtherProcess(io.BytesIO(pickled)).load()
-    # A class that was registered with JAX by itself is a leaf of the copy.
-    model_leaves, copy_leaves = map(jax.tree.leaves, (model, copy))
-    if list(map(type, model_leaves)) != list(map(type, copy_leaves)):
+    # The copy of a class that was registered with JAX by itself is not: its instances are leaves.
+    if _leaf_types(model) != _leaf_types(copy):
         raise pickle.PicklingError("A class that is registered with JAX would be lost.")
     return pickled
+
+
+def _leaf_types(tree: object) -> list[tuple[str, str]]:
+    """The names of the classes of the leaves; the classes of a script are others in a copy."""
+    classes = map(type, jax.tree.leaves(tree))
+    return [(cls.__module__, cls.__qualname__) for cls in classes]
 
 
 class _OtherProcess(pickle.Unpickler):
@@ -96,6 +101,7 @@ def _module_class(metaclass, name, bases, namespace, is_static, has_dataclass_in
     cls = types.new_class(name, bases, {"metaclass": metaclass}, lambda ns: ns.update(attributes))
     if not has_dataclass_init:
         del cls.__init__  # it may be inherited
-    # Attributes that are set later may be instances of the class.
+    # Its methods are set later, and attributes among them may be instances, which an abstract class
+    # can't have.
     cls.__abstractmethods__ = frozenset()
     return cls
