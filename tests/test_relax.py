@@ -109,6 +109,18 @@ def test_the_state_flow_leaves_a_saddle(dtype, tau):
     assert jnp.linalg.eigvalsh(curvature).min() > 0
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_time_constants_of_units_that_are_far_apart(dtype):
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 40)))
+    curvature = basis * np.geomspace(0.01, 1, 40) @ basis.T
+    synapse = hl.DenseSynapse([40, 40], W=jnp.asarray((np.eye(40) - curvature) / 2, dtype))
+    layers = {"x": hl.IdentityLayer(40, tau=np.geomspace(1e-3, 10, 40))}
+    ham = hl.HAM(layers, {"W": synapse}, [(("x", "x"), "W")])
+    x0 = {"x": jr.normal(jr.key(0), (4, 40), dtype)}
+    rest = hl.relax(ham, x0, flow="state", tol=1e-3)
+    assert rest.num_steps.max() < 100
+
+
 def test_frozen_units_do_not_affect_convergence():
     # In the state flow a dead ReLU and a far negative exponential unit keep their values.
     rest = hl.relax(hl.ReluLayer(3), jnp.array([-1e6, 1e-3, 2.0]), flow="state")

@@ -52,8 +52,8 @@ from .partitioned import MeshAxes, partitioned
 # that its scores need little memory: with blocks of 1/70 of the rows, temporaries stay below 2 % of
 # them.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
-# On accelerators it takes microseconds to start an operation, so blocks are larger. They have this
-# many numbers, scores and entries of rows, unless the blocks for CPUs have more.
+# On accelerators it takes microseconds to start an operation, so blocks are larger. They have at
+# most this many numbers, scores and entries of rows, unless the blocks for CPUs have more.
 NUMBERS_ON_ACCELERATORS = 2**25
 # If the states have at most this many scores in all, the rows are one block, which isn't copied.
 # Rows of a narrow dtype are split even then, because each block is widened.

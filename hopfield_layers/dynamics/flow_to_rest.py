@@ -130,9 +130,10 @@ def follow(
 ) -> Callable[[EnergyFlow], FlowToRest]:
     """The search that follows the flow, by default with the solver and controller that suit it."""
     taus = time_constants(problem.field.model, problem.x0)
-    if solver is None:
-        implicit = diffrax.ImplicitEuler(root_finder=newton(ConjugateGradients(taus)))
-        solver = ETD2RK() if problem.field.flow == "activation" else implicit
+    if solver is None and problem.field.flow == "activation":
+        solver = ETD2RK()
+    elif solver is None:
+        solver = diffrax.ImplicitEuler(root_finder=newton(ConjugateGradients(taus)))
     if controller is None:
         adaptive = isinstance(solver, diffrax.AbstractAdaptiveSolver)
         loose = diffrax.PIDController(rtol=0.1, atol=0.1)
