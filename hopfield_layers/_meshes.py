@@ -36,8 +36,8 @@ def is_on_mesh(tree: PyTree[Array]) -> bool:
 
 def check_axes(tree: PyTree, name: str) -> None:
     """Raises a `ValueError` for arrays on a mesh whose axes are part of their types."""
-    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
-    for mesh in (jax.sharding.get_abstract_mesh(), *map(_mesh_of, arrays)):
+    meshes = {_mesh_of(x) for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)}
+    for mesh in (jax.sharding.get_abstract_mesh(), *meshes):
         if AxisType.Explicit in mesh.axis_types:
             raise ValueError(
                 f"Expected {name} on a mesh with automatic axes, got explicit ones. Make the mesh "

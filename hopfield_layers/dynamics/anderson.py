@@ -13,6 +13,7 @@ the Gram matrix of the normalized rows; each change adds one row to it. Source: 
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -54,13 +55,16 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
     if len(history.gram) == 0:
         return s
     is_used = jnp.arange(len(history.gram)) < history.length
-    sizes = jnp.sqrt(jnp.diagonal(history.gram))
+    # Masks, which XLA fuses with the arithmetic: `jnp.diagonal` and `jnp.diag` are gathers.
+    on_diagonal = np.eye(len(history.gram), dtype=bool)
+    sizes = jnp.sqrt(jnp.sum(jnp.where(on_diagonal, history.gram, 0), axis=1))
     scale = jnp.where(is_used & (sizes > 0), 1 / jnp.where(sizes > 0, sizes, 1), 0)
     # Leaves out the part of the normalized matrix that is below rounding.
     shift = jnp.where(scale > 0, 10 * float(jnp.finfo(f.dtype).eps), 1).astype(f.dtype)
     # Rows that are not in use may have overflowed.
     both = is_used[:, None] & is_used
-    gram = jnp.where(both, scale[:, None] * history.gram * scale, 0) + jnp.diag(shift)
+    gram = jnp.where(both, scale[:, None] * history.gram * scale, 0)
+    gram = gram + jnp.where(on_diagonal, shift, 0)
     right = jnp.where(is_used, scale * _products(history.df, f), 0)
     weights = scale * _solution(gram, right)
     return s - jnp.sum(jnp.where(is_used[:, None], weights[:, None] * history.ds, 0), axis=0)

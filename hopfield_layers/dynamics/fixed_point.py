@@ -32,7 +32,8 @@ def settle(
     x, energy, residual, converged, time, num_steps = search.run(x0)
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     lowest = -(float(jnp.finfo(energy.dtype).max) ** FAR)
-    is_unbounded = ~converged & ((largest(x) > limit_of(x0)) | (energy < lowest))
+    flat, flat0 = (ravel_pytree(tree)[0] for tree in (x, x0))
+    is_unbounded = ~converged & ((largest(flat) > limit_of(flat0)) | (energy < lowest))
     attributes = {"residual": residual, "converged": converged, "time": time}
     return x, energy, attributes | {"num_steps": num_steps, "is_unbounded": is_unbounded}
 

@@ -16,9 +16,11 @@ from .state_trees import largest, tree_where
 
 
 class _Measured(NamedTuple):
-    x: PyTree[Array]
+    """A state and its `StepEnd` as flat vectors, and what is measured there."""
+
+    x: Float[Array, " n"]
     end: StepEnd
-    residual: Float[Array, ""]  # the largest |τ dx/dt|
+    force: Float[Array, " n"]  # τ dx/dt
     distance: Float[Array, ""]  # the largest |τ dx/dt| in units of its tolerance
 
 
@@ -44,10 +46,14 @@ def implicit_steps(
     """
     t = np.zeros(())  # the flow doesn't change with t
 
+    flat, unravel = ravel_pytree(x)
+
     def measured(x):
-        end = step_end(field, t, x)
-        force = field.force_of(x, end.u)
-        return _Measured(x, end, largest(force), tolerance.distance(force, x))
+        tree = unravel(x)
+        end = step_end(field, t, tree)
+        force = field.force_of(tree, end.u)
+        g, u, force = (ravel_pytree(tree)[0] for tree in (end.g, end.u, force))
+        return _Measured(x, StepEnd(g, u, end.energy), force, tolerance.distance(force, x))
 
     def is_moving(state: _State):
         at = state.at
@@ -56,9 +62,9 @@ def implicit_steps(
 
     def step(state: _State):
         at, shift = state.at, state.shift
-        x, unravel = ravel_pytree(at.x)
+        x, force = at.x, at.force
         _, metric = jax.linearize(lambda x: ravel_pytree(field.model.activations(unravel(x)))[0], x)
-        force, slope = jax.linearize(lambda x: ravel_pytree(field.force(t, unravel(x)))[0], x)
+        _, slope = jax.linearize(lambda x: ravel_pytree(field.force(t, unravel(x)))[0], x)
 
         def shifted(v):
             return shift * v - slope(v)
@@ -66,7 +72,7 @@ def implicit_steps(
         solution = conjugate_gradients(shifted, metric, force, 0.01, 100)
         way = solution.value
         way = way + (force - shifted(way)) / (1 + shift)  # for units with H = 0
-        new = measured(unravel(x + way))
+        new = measured(x + way)
         change = energy_change(at.x, at.end, new.x, new.end)
         keep = (change < 0) | ((change < 1) & (new.distance < at.distance))
         keep = keep & jnp.isfinite(new.distance) & jnp.isfinite(new.end.energy)
@@ -74,7 +80,8 @@ def implicit_steps(
         num_steps = state.num_steps + 1 + solution.num_steps
         return _State(tree_where(keep, new, at), shift, num_steps)
 
-    first = measured(x)
+    first = measured(flat)
     start = _State(first, jnp.ones_like(first.distance), num_steps)
     last, _, num_steps = jax.lax.while_loop(is_moving, step, start)
-    return Rest(last.x, last.end.energy, last.residual, last.distance < 1, None, num_steps)
+    residual, is_at_rest = largest(last.force), last.distance < 1
+    return Rest(unravel(last.x), last.end.energy, residual, is_at_rest, None, num_steps)

@@ -34,27 +34,28 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     A call takes some 45 µs less. It waits for the result only if the argument `throw` is True.
     """
     names = tuple(inspect.signature(fn).parameters)
-    throws = names.index("throw")
 
     @ft.partial(jax.jit, static_argnames="others")
     def compiled(arrays, others):
         leaves, structure = jax.tree.flatten(fn(*_joined(arrays, others)))
         return leaves, _Static(structure)
 
-    def on_one_device(*arguments):
+    def on_one_device(arrays, others, throw):
         try:
-            leaves, structure = compiled(*_separated(arguments))
-            if arguments[throws]:
+            leaves, structure = compiled(arrays, others)
+            if throw:
                 jax.block_until_ready(leaves)
         except jax.errors.JaxRuntimeError:
             # An error of Equinox in the model, which this raises with its own message.
-            return eqx.filter_jit(fn)(*arguments)
+            return eqx.filter_jit(fn)(*_joined(arrays, others))
         return structure.value.unflatten(leaves)
 
     @ft.wraps(fn)
     def call(**arguments):
+        arrays, others = _separated([arguments[name] for name in names])
+        check_axes(arrays, "the model, x0, clamp and inputs")
         try:
-            return on_each_device(on_one_device, *[arguments[name] for name in names])
+            return on_each_device(on_one_device, arrays, others, arguments["throw"])
         except Exception as error:
             # The arguments were checked, but not the arrays that functions among them close over.
             # On explicit axes these cause errors that don't say so.
@@ -101,8 +102,8 @@ class ProblemArguments(NamedTuple):
         """The arguments with their numbers as arrays, so that others don't compile anew, and the
         clamp checked while its values are known.
         """
-        parts = (self.model, self.x0, self.clamp, self.inputs)
-        check_axes(parts, "the model, x0, clamp and inputs")
+        # Those of the model and of x0, which take no part here, are checked by `flat_jit`.
+        check_axes((self.clamp, self.inputs), "the clamp and inputs")
         x0, clamp = _as_arrays(self.x0), self.clamp
         inputs: Any = self.inputs
         if depends_on_time(inputs):
