@@ -77,8 +77,6 @@ class _Sweep(NamedTuple):
 
     x: Float[Array, " n"]
     end: StepEnd  # g, the drive u of each block when it moves, and the energy
-    size: Float[Array, ""]  # the norm of u
-    largest: Float[Array, ""]  # the largest |x|
     distance: Float[Array, ""]  # the largest |u| in units of the tolerance, less than 1 at rest
     damping: Float[Array, ""]
 
@@ -136,7 +134,7 @@ class Updates(eqx.Module):
         def is_moving(state: _State):
             at_rest = (state.kept.distance < 1) & state.is_measured
             stuck = state.damping < 1e-4 * self.method.damping
-            in_range = (state.kept.largest < limit) & jnp.isfinite(state.kept.distance)
+            in_range = (largest(state.kept.x) < limit) & jnp.isfinite(state.kept.distance)
             return ~(at_rest | stuck) & in_range
 
         def step(state: _State):
@@ -166,8 +164,7 @@ class Updates(eqx.Module):
         x, move, g, flat_force = (ravel_pytree(tree)[0] for tree in (x0, first, g, force))
         end = StepEnd(g, -flat_force, energy)
         damping = jnp.asarray(self.method.damping, x.dtype)
-        size, distance = jnp.linalg.norm(flat_force), self.tolerance.distance(flat_force, x)
-        kept = _Sweep(x, end, size, largest(x), distance, damping)
+        kept = _Sweep(x, end, self.tolerance.distance(flat_force, x), damping)
         yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), int)
         history = no_history(self.method.history, x)
         one = jnp.ones((), x.dtype)
@@ -188,11 +185,11 @@ class Updates(eqx.Module):
         is_pair = keep & ~state.is_return & (state.num_steps > 0) & (kept.damping == damping)
         dmove = new.move - kept.move
         history = pushed(state.history, is_pair, dmove, new.x - kept.x + damping * dmove)
+        size, last_size = jnp.linalg.norm(new.move), jnp.linalg.norm(kept.move)
         product = jnp.vdot(new.move, kept.move)
-        is_parallel = product > _PARALLEL * new.size * kept.size
-        repeats = is_parallel & (new.size > 0.9 * kept.size)
-        is_long = new.size > _FAR_SHARE * new.x.size**0.5 * new.largest
-        is_far = is_long & (new.size > _SLOW_SHARE * kept.size) & (product > 0)
+        repeats = (product > _PARALLEL * size * last_size) & (size > 0.9 * last_size)
+        is_long = size > _FAR_SHARE * new.x.size**0.5 * largest(new.x)
+        is_far = is_long & (size > _SLOW_SHARE * last_size) & (product > 0)
         stretch = jnp.where(is_pair & repeats, 2 * state.stretch, 1)
 
         fails = ~keep & state.is_plain
@@ -241,8 +238,7 @@ class Updates(eqx.Module):
         move = (ravel_pytree(moved)[0] - x) / damping
         g, _ = ravel_pytree(self.field.model.activations(start))
         end = StepEnd(g, -move, energy)
-        size, distance = jnp.linalg.norm(move), self.tolerance.distance(move, x)
-        return _Sweep(x, end, size, largest(x), distance, damping)
+        return _Sweep(x, end, self.tolerance.distance(move, x), damping)
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t

@@ -20,7 +20,7 @@ class _Measured(NamedTuple):
 
     x: Float[Array, " n"]
     end: StepEnd
-    force: Float[Array, " n"]  # τ dx/dt
+    residual: Float[Array, ""]  # the largest |τ dx/dt|
     distance: Float[Array, ""]  # the largest |τ dx/dt| in units of its tolerance
 
 
@@ -53,7 +53,8 @@ def implicit_steps(
         end = step_end(field, t, tree)
         force = field.force_of(tree, end.u)
         g, u, force = (ravel_pytree(tree)[0] for tree in (end.g, end.u, force))
-        return _Measured(x, StepEnd(g, u, end.energy), force, tolerance.distance(force, x))
+        distance = tolerance.distance(force, x)
+        return _Measured(x, StepEnd(g, u, end.energy), largest(force), distance)
 
     def is_moving(state: _State):
         at = state.at
@@ -62,9 +63,9 @@ def implicit_steps(
 
     def step(state: _State):
         at, shift = state.at, state.shift
-        x, force = at.x, at.force
+        x = at.x
         _, metric = jax.linearize(lambda x: ravel_pytree(field.model.activations(unravel(x)))[0], x)
-        _, slope = jax.linearize(lambda x: ravel_pytree(field.force(t, unravel(x)))[0], x)
+        force, slope = jax.linearize(lambda x: ravel_pytree(field.force(t, unravel(x)))[0], x)
 
         def shifted(v):
             return shift * v - slope(v)
@@ -83,5 +84,5 @@ def implicit_steps(
     first = measured(flat)
     start = _State(first, jnp.ones_like(first.distance), num_steps)
     last, _, num_steps = jax.lax.while_loop(is_moving, step, start)
-    residual, is_at_rest = largest(last.force), last.distance < 1
-    return Rest(unravel(last.x), last.end.energy, residual, is_at_rest, None, num_steps)
+    x = unravel(last.x)
+    return Rest(x, last.end.energy, last.residual, last.distance < 1, None, num_steps)
