@@ -51,6 +51,14 @@ def test_sweeps_are_longer_far_from_a_fixed_point():
     assert jnp.mean(rest.num_steps) < 50
 
 
+def test_anderson_near_the_origin():
+    # Towards a fixed point at 0 sweeps shrink as x does, by a twentieth here.
+    W = jr.normal(jr.key(2), (16, 8))
+    model = pair(W * jnp.sqrt(0.95) / jnp.linalg.norm(W, 2))
+    x0 = {"x": jr.normal(jr.key(3), (16, 16)), "y": jr.normal(jr.key(4), (16, 8))}
+    assert jnp.max(hl.relax(model, x0).num_steps) < 40
+
+
 @pytest.mark.parametrize(("load", "dtype"), [(0.14, jnp.float64), (0.25, jnp.float32)])
 def test_the_binary_network(load, dtype):
     # One layer joined to itself, whose plain updates may alternate between two states.

@@ -31,13 +31,13 @@ class BlockUpdates(eqx.Module):
     procedure, and the energy can't rise. In a model without blocks all arrays move at once.
 
     The fastest block moves first. A sweep then moves every block in turn, at about the cost of one
-    drive and one energy. Far from a fixed point, where sweeps are long and hardly get shorter, 1.4
-    times the displacement is tried. Otherwise, from the last `history` sweeps, Anderson's method
-    extrapolates to the point at which a sweep would move nothing. While sweeps repeat about the
-    same displacement, two times it, four times it and so on are tried. A state in which the energy
-    has risen by more than rounding error is rejected: an extrapolation is replaced by the plain
-    sweep, and a plain sweep by one with half the damping. If these make no progress either, or
-    after 1000 sweeps, implicit steps follow: (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and
+    drive and one energy. While sweeps are long, as compared with x and u at the start, and hardly
+    get shorter, 1.4 times the displacement is tried. Otherwise, from the last `history` sweeps,
+    Anderson's method extrapolates to the point at which a sweep would move nothing. While sweeps
+    repeat about the same displacement, two times it, four times it and so on are tried. A state in
+    which the energy has risen by more than rounding error is rejected: an extrapolation is replaced
+    by the plain sweep, and a plain sweep by one with half the damping. If these make no progress
+    either, or after 1000 sweeps, implicit steps follow: (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and
     H = ∂²L/∂x², where λ grows until the energy falls. Each step takes up to 100 products with S H.
 
     This is a solver for [`hopfield_layers.relax`][] with `flow="activation"`. Its fixed point is
@@ -106,10 +106,10 @@ _PATIENCE = 8
 # layers (`benchmarks.relaxation`) 0.7 takes 14 to 18 % fewer sweeps than 0.99, and 0.5 as many.
 _PARALLEL = 0.7
 # A state is far from a fixed point where a sweep moves its units, by the root mean square, by more
-# than this share of the largest |x|, and hardly less than the sweep before. Sweeps are then not
-# nearly linear, and Anderson's method often leads uphill. From 24 initial states, chains of scales
-# 0.5, 1, 2 and 3 take 55, 61, 50 and 41 sweeps on average, and 55, 62, 58 and 43 without this.
-# Where sweeps turn back, longer ones would lead further and further away.
+# than this share of the largest |x| or |u| at the start, hardly less than the sweep before, and not
+# back. Sweeps are then not nearly linear, and Anderson's method often leads uphill. From 24 initial
+# states, chains of scales 0.5, 1, 2 and 3 take 54, 61, 50 and 41 sweeps on average, and 55, 62, 58
+# and 43 without this.
 _FAR_SHARE = 0.01
 _SLOW_SHARE = 0.7
 _OVERRELAXATION = 1.4
@@ -138,10 +138,11 @@ class Updates(eqx.Module):
             return ~(at_rest | stuck) & in_range
 
         def step(state: _State):
-            return self._step(state, blocks, unravel)
+            return self._step(state, blocks, unravel, far)
 
         start = self._start(x0, blocks)
         limit = limit_of((start.kept.x, start.kept.end.u))
+        far = _FAR_SHARE * start.kept.x.size**0.5 * largest((start.kept.x, start.kept.end.u))
         most = min(self.max_steps, _MOST_SWEEPS)
         state = until_rest(is_moving, step, start, most, self.meter)
         x = unravel(state.kept.x)
@@ -171,8 +172,13 @@ class Updates(eqx.Module):
         candidate = x + damping * move
         return _State(kept, yes, candidate, yes, no, damping, history, one, zero, zero)
 
-    def _step(self, state: _State, blocks: list[PyTree[bool]], unravel: Callable) -> _State:
-        """Sweeps from the candidate, keeps or rejects it, and chooses the next one."""
+    def _step(
+        self, state: _State, blocks: list[PyTree[bool]], unravel: Callable, far: Array
+    ) -> _State:
+        """Sweeps from the candidate, keeps or rejects it, and chooses the next one.
+
+        A state from which a sweep moves by more than `far` is far from a fixed point.
+        """
         kept, damping = state.kept, state.damping
         new = self._sweep(state.candidate, damping, blocks, unravel)
         change = energy_change(kept.x, kept.end, new.x, new.end)
@@ -188,8 +194,7 @@ class Updates(eqx.Module):
         size, last_size = jnp.linalg.norm(new.move), jnp.linalg.norm(kept.move)
         product = jnp.vdot(new.move, kept.move)
         repeats = (product > _PARALLEL * size * last_size) & (size > 0.9 * last_size)
-        is_long = size > _FAR_SHARE * new.x.size**0.5 * largest(new.x)
-        is_far = is_long & (size > _SLOW_SHARE * last_size) & (product > 0)
+        is_far = (size > far) & (size > _SLOW_SHARE * last_size) & (product > 0)
         stretch = jnp.where(is_pair & repeats, 2 * state.stretch, 1)
 
         fails = ~keep & state.is_plain

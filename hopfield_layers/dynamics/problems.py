@@ -53,7 +53,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     @ft.wraps(fn)
     def call(**arguments):
         arrays, others = _separated([arguments[name] for name in names])
-        check_axes(arrays, "the model, x0, clamp and inputs")
+        check_axes(arrays, "the arguments")
         try:
             return on_each_device(on_one_device, arrays, others, arguments["throw"])
         except Exception as error:
@@ -102,8 +102,8 @@ class ProblemArguments(NamedTuple):
         """The arguments with their numbers as arrays, so that others don't compile anew, and the
         clamp checked while its values are known.
         """
-        # Those of the model and of x0, which take no part here, are checked by `flat_jit`.
-        check_axes((self.clamp, self.inputs), "the clamp and inputs")
+        # The other arguments, which take no part here, are checked by `flat_jit`.
+        check_axes((self.clamp, self.inputs), "the arguments")
         x0, clamp = _as_arrays(self.x0), self.clamp
         inputs: Any = self.inputs
         if depends_on_time(inputs):
