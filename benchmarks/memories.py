@@ -1,12 +1,13 @@
 """What large memories cost: `python -m benchmarks.memories`, in float32, on JAX's default device.
 
 The first table has a memory of random patterns and a batch of random states: the time of a drive,
-of an energy, and of the gradient of ½‖drive‖² with respect to the patterns, over that of two bare
-products (x ξᵀ) ξ, which form the scores of all patterns; and XLA's temporaries, with what 2 % of
-the patterns and 20 states take. The second has the exponent k in time ∝ patterns^k from 10³ to 10⁶.
-The third has the drive with patterns in narrow dtypes over that in float32. The fourth has the peak
-memory of a new process that makes a memory of a NumPy array and relaxes 64 queries, over that of
-the array and one copy.
+of the same products in the same blocks of patterns and nothing else, of an energy, and of the
+gradient of ½‖drive‖² with respect to the patterns, over that of two bare products (x ξᵀ) ξ, which
+form the scores of all patterns. The second has the memory that XLA takes besides arguments and
+results, with what 2 % of the patterns and 20 states take. The third has the exponent k in
+time ∝ patterns^k from 10³ to 10⁶. The fourth has the drive with patterns in narrow dtypes over that
+in float32. The fifth has the peak memory of a new process that makes a memory of a NumPy array and
+relaxes 64 queries, over that of the array and one copy.
 """
 
 import pathlib
@@ -14,6 +15,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,8 @@ import jax.random as jr
 import numpy as np
 
 import hopfield_layers as hl
-from tests.compiling import temporary_bytes
+from hopfield_layers._numerics.streaming import block_size
+from tests.compiling import compiled, temporary_bytes
 
 from .side_by_side import interleaved, machine, ratio
 
@@ -56,6 +59,18 @@ def bare(patterns: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @jax.jit
+def in_blocks(patterns: jax.Array, x: jax.Array) -> jax.Array:
+    """The same products, a block of patterns at a time."""
+    size = block_size(len(patterns))
+
+    def body(i: jax.Array, total: jax.Array) -> jax.Array:
+        block = jax.lax.dynamic_slice_in_dim(patterns, i * size, size)
+        return total + (x @ block.T) @ block
+
+    return jax.lax.fori_loop(0, len(patterns) // size, body, jnp.zeros_like(x))
+
+
+@jax.jit
 def drive(ham: hl.HAM, x: jax.Array) -> jax.Array:
     """∂E/∂g."""
     return ham.dEdg({"x": x})["x"]
@@ -73,9 +88,19 @@ def gradient(ham: hl.HAM, x: jax.Array) -> Any:
     return eqx.filter_grad(lambda ham: jnp.sum(drive(ham, x) ** 2) / 2)(ham)
 
 
-def temporaries(ham: hl.HAM, x: jax.Array) -> int:
-    """The bytes that a drive takes besides its arguments and result."""
-    return temporary_bytes(drive.lower(ham, x).compile())
+def relaxed(ham: hl.HAM, x: jax.Array, inputs: jax.Array) -> jax.Array:
+    """The state at rest."""
+    return hl.relax(ham, {"x": x}, inputs={"x": inputs}, throw=False).x["x"]
+
+
+def loss(ham: hl.HAM, x: jax.Array, inputs: jax.Array) -> jax.Array:
+    """½‖x‖² at rest."""
+    return jnp.sum(relaxed(ham, x, inputs) ** 2) / 2
+
+
+def temporaries(fn: Callable[..., Any], *arguments: Any) -> int:
+    """The bytes that a function takes besides its arguments and result."""
+    return temporary_bytes(compiled(fn, *arguments))
 
 
 def random(count: int, units: int, states: int) -> tuple[jax.Array, jax.Array]:
@@ -86,27 +111,47 @@ def random(count: int, units: int, states: int) -> tuple[jax.Array, jax.Array]:
 
 def speed() -> None:
     """Prints the first table."""
-    print("\n| patterns × units, states | memory | drive | bar | energy | gradient |", end="")
-    print(" temporaries of a drive | 2 % and 20 states |\n" + "|---" * 8 + "|")
+    print(
+        "\n| patterns × units, states | memory | drive | bar | its products in blocks | energy",
+        end="",
+    )
+    print(" | gradient |\n" + "|---" * 7 + "|")
     for (count, units, states), bar in SIZES.items():
         patterns, x = random(count, units, states)
         for name, lagrangian in LAGRANGIANS.items():
             ham = network(patterns, lagrangian)
-            runs = [partial(fn, ham, x) for fn in (drive, energy, gradient)]
+            runs = [partial(in_blocks, patterns, x)]
+            runs += [partial(fn, ham, x) for fn in (drive, energy, gradient)]
             repeats = 3 if count * units * states > 10**10 else 7
             products, *taken = interleaved(partial(bare, patterns, x), *runs, repeats=repeats)
-            ratios = [str(ratio(seconds, products)) for seconds in taken]
+            blocks, *ratios = [str(ratio(seconds, products)) for seconds in taken]
             bars = "" if bar is None or name != "softmax" else f"≤ {bar}"
-            room = (0.02 * count * units + 20 * states * units) * 4 / 1e6
             print(
-                f"| {count} × {units}, {states} | {name} | {ratios[0]} | {bars} | {ratios[1]} "
-                f"| {ratios[2]} | {temporaries(ham, x) / 1e6:.1f} MB | {room:.1f} MB |",
+                f"| {count} × {units}, {states} | {name} | {ratios[0]} | {bars} | {blocks} "
+                f"| {ratios[1]} | {ratios[2]} |",
                 flush=True,
             )
 
 
-def growth() -> None:
+def memory() -> None:
     """Prints the second table."""
+    print("\n| patterns × units, states | drive: softmax | ReLU | sparsemax | `relax`", end="")
+    print(" | its gradient: inputs | limit | patterns | limit |\n" + "|---" * 9 + "|")
+    for count, units, states in SIZES:
+        patterns, x = random(count, units, states)
+        hams = [network(patterns, lagrangian) for lagrangian in LAGRANGIANS.values()]
+        room = (0.02 * count * units + 20 * states * units) * 4
+        softmax = hams[0]
+        sizes = [temporaries(drive, ham, x) for ham in hams]
+        sizes.append(temporaries(relaxed, softmax, x, x))
+        sizes.append(temporaries(jax.grad(loss, 2), softmax, x, x))
+        sizes += [room, temporaries(jax.grad(loss), softmax, x, x), room + patterns.nbytes]
+        row = " | ".join(f"{size / 1e6:.1f} MB" for size in sizes)
+        print(f"| {count} × {units}, {states} | {row} |", flush=True)
+
+
+def growth() -> None:
+    """Prints the third table."""
     counts = (1000, 10_000, 100_000, 1_000_000)
     print("\n| memory | " + " | ".join(f"{count}" for count in counts) + " | k | bar |")
     print("|---" * (len(counts) + 3) + "|")
@@ -123,14 +168,14 @@ def growth() -> None:
 
 
 def narrow(count: int = 300_000, units: int = 64, states: int = 64) -> None:
-    """Prints the third table."""
+    """Prints the fourth table."""
     patterns, x = random(count, units, states)
     wide = network(jnp.round(patterns), hl.LSoftmax())
     print("\n| dtype | drive / that in float32 | temporaries / patterns |\n|---|---|---|")
     for dtype in NARROW:
         ham = network(jnp.round(patterns).astype(dtype), hl.LSoftmax())
         one, other = interleaved(partial(drive, ham, x), partial(drive, wide, x), repeats=5)
-        share = temporaries(ham, x) / (count * units * jnp.dtype(dtype).itemsize)
+        share = temporaries(drive, ham, x) / (count * units * jnp.dtype(dtype).itemsize)
         print(f"| {jnp.dtype(dtype).name} | {ratio(one, other)} | {share:.3f} |", flush=True)
 
 
@@ -158,6 +203,7 @@ def main() -> None:
     """Prints the tables."""
     print(machine())
     speed()
+    memory()
     growth()
     narrow()
     print(

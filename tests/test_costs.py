@@ -60,7 +60,7 @@ def test_products_and_memory(name, batch):
         # The loop with the history of Anderson's method: a sweep evaluates the energy and the drive
         # of {a, c}, and that of {b} after these moved.
         parts = re.split(r"\n(?=%|ENTRY)", text)
-        loops = [p for p in parts if "f32[5,60]" in p and not p.startswith("ENTRY")]
+        loops = [p for p in parts if "f32[5,5]" in p and not p.startswith("ENTRY")]
         assert max(part.count(" dot(") for part in loops) <= 8, text
     moved = re.findall(r"= f32\[(\d+),(\d+)\]\S* (?:transpose|copy)\(", text)
     assert {(int(m), int(n)) for m, n in moved}.isdisjoint(

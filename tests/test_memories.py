@@ -321,7 +321,7 @@ def test_patterns_are_not_copied():
     np.testing.assert_array_equal(columns.patterns[0], patterns)
 
 
-# What a drive takes besides its arguments and results: 2 % of the patterns and 20 states.
+# Besides its arguments and results a program may take 2 % of the patterns and 20 states.
 @pytest.mark.parametrize("name", ["softmax", "ghostmax", "ReLU", "sparsemax"])
 @pytest.mark.parametrize(
     ("count", "units", "samples"), [(100_000, 64, 256), (99_991, 64, 64), (4000, 784, 1000)]
@@ -330,6 +330,22 @@ def test_temporaries_of_a_drive(name, count, units, samples):
     allowed = 0.02 * count * units * 4 + 20 * samples * units * 4
     program = compiled(drive(LAGRANGIANS[name]), *shapes(count, units, samples))
     assert temporary_bytes(program) <= allowed
+
+
+def test_temporaries_of_a_relaxation():
+    count, units, samples = 20_000, 784, 256
+
+    def relax(patterns, x, inputs):
+        ham = network(LAGRANGIANS["softmax"], patterns)
+        return hl.relax(ham, {"x": x}, inputs={"x": inputs}, throw=False).x["x"]
+
+    def loss(*arguments):
+        return jnp.sum(relax(*arguments) ** 2)
+
+    patterns, x = shapes(count, units, samples)
+    allowed = 0.02 * count * units * 4 + 20 * samples * units * 4
+    for program in (relax, jax.grad(loss, 2)):
+        assert temporary_bytes(compiled(program, patterns, x, x)) <= allowed
 
 
 def test_all_scores_never_exist():

@@ -2,8 +2,8 @@
 
 A subset of the patterns is summarized by its largest score m, the sum S = Σ exp(β(h − m)) and
 Σ exp(β(h − m)) ξ. The summaries of two disjoint subsets, blocks or the shards of several devices,
-are merged into that of their union, in any order. S is kept as the number of scores equal to m and
-the sum of the others, so that ln S is accurate where one pattern outweighs all others.
+are merged into that of their union, in any order. The sum of all terms but those equal to 1 is kept
+besides S, so that S − 1 and with it ln S are accurate where one pattern outweighs all others.
 
 Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), arXiv:1805.02867;
 Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
@@ -30,29 +30,25 @@ class Part(NamedTuple):
 
     largest: Float[Array, "*batch"]  # m
     beta: Float[Array, "*batch"]
-    ties: Float[Array, "*batch"]  # the number of scores equal to m
-    others: Float[Array, "*batch"]  # Σ exp(β(h − m)) over all other scores
-    total: Float[Array, "*batch"]  # S, which needs one pass less than the two above
+    others: Float[Array, "*batch"]  # the sum of all terms exp(β(h − m)) that are not 1
+    total: Float[Array, "*batch"]  # S
     slopes: tuple[Float[Array, "*batch units"], ...]  # Σ exp(β(h − m)) ξ
 
     @classmethod
     def of(cls, flat: list[Array]) -> "Part":
         """The summary with these arrays."""
-        largest, beta, ties, others, total, *slopes = flat
-        return cls(largest, beta, ties, others, total, tuple(slopes))
+        largest, beta, others, total, *slopes = flat
+        return cls(largest, beta, others, total, tuple(slopes))
 
     def flat(self) -> list[Array]:
         """The arrays of the summary as a list."""
-        return [*self[:5], *self.slopes]
+        return [*self[:4], *self.slopes]
 
     def sums_at(self, largest: Array, beta: Array) -> tuple[Array, ...]:
-        """The ties and all sums, with m replaced by the largest score of a union."""
+        """All sums, with m replaced by the largest score of a union."""
         ratio = jnp.exp(beta * (self.largest - finite_shift(largest)))
-        leads = self.largest == largest
-        ties = jnp.where(leads, self.ties, 0)
-        others = ratio * self.others + jnp.where(leads, 0, ratio * self.ties)
-        slopes = (ratio[..., None] * s for s in self.slopes)
-        return ties, others, ratio * self.total, *slopes
+        others = jnp.where(self.largest == largest, self.others, ratio * self.total)
+        return others, ratio * self.total, *(ratio[..., None] * s for s in self.slopes)
 
 
 def merge(a: Part, b: Part) -> Part:
@@ -81,18 +77,18 @@ _UNION = Reduction(-math.inf, _merge_flat, _merge_across)
 def _part(block: Block, beta: Array) -> list[Array]:
     largest = block.largest
     e = block.counted(jnp.exp(beta * (block.h - finite_shift(largest))))
-    is_largest = block.h == largest
-    ties = block.total(is_largest.astype(e.dtype))
-    others = jnp.sum(jnp.where(is_largest, 0, e))
+    # Not where h = m, so that e may take the place of h in memory.
+    others = jnp.sum(jnp.where(e == 1, 0, e))
     slopes = tuple(e @ xi for xi in block.patterns)
-    return Part(largest, beta, ties, others, jnp.sum(e), slopes).flat()
+    return Part(largest, beta, others, jnp.sum(e), slopes).flat()
 
 
 class _Moments(NamedTuple):
-    """m, S − 1 and the slopes Σ exp(β(h − m)) ξ/S, including the ghost; 0 without scores."""
+    """m, S and the slopes Σ exp(β(h − m)) ξ/S, including the ghost; without scores 0, and S = 1."""
 
     largest: Array
-    rest: Array
+    total: Array
+    rest: Array  # S − 1, which needs one pass more than S
     slopes: Slopes
 
 
@@ -103,11 +99,14 @@ def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
     if ghost:
         one, zero = jnp.ones_like(beta), jnp.zeros_like(beta)
         nothing = tuple(map(jnp.zeros_like, scores.gs))
-        part = merge(part, Part(zero, beta, one, zero, one, nothing))
+        part = merge(part, Part(zero, beta, zero, one, nothing))
     is_empty = part.largest == -jnp.inf
-    rest = jnp.where(is_empty, 0, part.ties - 1 + part.others)
+    # If S < 2, only one term is 1.
+    rest = jnp.where(part.total < 2, part.others, part.total - 1)
+    rest = jnp.where(is_empty, 0, rest)
     total = jnp.where(is_empty, 1, part.total)
-    return _Moments(finite_shift(part.largest), rest, tuple(s / total for s in part.slopes))
+    slopes = tuple(s / total for s in part.slopes)
+    return _Moments(finite_shift(part.largest), total, rest, slopes)
 
 
 @_moments.def_jvp
@@ -125,8 +124,8 @@ def _moments_jvp(primals, tangents):
     primals, tangents = (scores, beta, moments.largest), (d_scores, d_beta, d_largest)
     _, (d_slopes, d_total) = eqx.filter_jvp(sums, primals, tangents)
     pairs = zip(d_slopes, moments.slopes, strict=True)
-    d_slopes = tuple((d - slope * d_total) / (1 + moments.rest) for d, slope in pairs)
-    return moments, _Moments(d_largest, d_total, d_slopes)
+    d_slopes = tuple((d - slope * d_total) / moments.total for d, slope in pairs)
+    return moments, _Moments(d_largest, d_total, d_total, d_slopes)
 
 
 def _sums(scores: Scores, beta: Array, largest: Array, ghost: bool) -> tuple[Slopes, Array]:
@@ -148,5 +147,5 @@ class StreamedSoftmax(AbstractStreamed):
     ghost: bool = eqx.field(static=True)
 
     def value_and_slopes(self, scores: Scores) -> tuple[Array, Slopes]:
-        largest, rest, slopes = _moments(scores, self.beta, self.ghost)
+        largest, _, rest, slopes = _moments(scores, self.beta, self.ghost)
         return largest + log1p_ratio(rest) * rest / self.beta, slopes

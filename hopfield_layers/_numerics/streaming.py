@@ -49,8 +49,8 @@ from .partitioned import MeshAxes, partitioned
 
 
 # On a CPU a block is so large that its products take longer than the loop's overhead, and so small
-# that its scores need little memory: with blocks of 1/70 of the rows, temporaries stay below 2 % of
-# them.
+# that its scores need little memory: with blocks of 1/100 of the rows, temporaries stay below 2 %
+# of them.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
 # On accelerators it takes microseconds to start an operation, so blocks are larger. They have at
 # most this many numbers, scores and entries of rows, unless the blocks for CPUs have more.
@@ -65,7 +65,7 @@ def block_size(count: int, width: int | None = None) -> int:
 
     On accelerators `width` is given, the number of scores and entries of a row.
     """
-    largest = min(max(count // 70, SMALLEST_BLOCK), LARGEST_BLOCK)
+    largest = min(max(count // 100, SMALLEST_BLOCK), LARGEST_BLOCK)
     if width is not None:
         largest = max(largest, NUMBERS_ON_ACCELERATORS // max(width, 1))
     if count <= largest:

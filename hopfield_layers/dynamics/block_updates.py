@@ -212,7 +212,7 @@ class Updates(eqx.Module):
         kept, is_measured = tree_where(keep, (new, is_measured), (kept, state.is_measured))
 
         # Near the fixed point only plain sweeps, which measure all units.
-        accelerates = keep & (kept.distance >= 1) & ((history.length > 0) | (stretch > 1))
+        accelerates = keep & (kept.distance >= 1) & (jnp.any(history.is_used) | (stretch > 1))
         plain = kept.x + damping * kept.move
         stretched = kept.x + jnp.maximum(stretch, _OVERRELAXATION) * damping * kept.move
         is_stretched = (stretch > 1) | is_far

@@ -15,6 +15,7 @@ from .block_updates import Updates
 from .flow import EnergyFlow
 from .flow_to_rest import FlowToRest
 from .linear_systems import conjugate_gradients
+from .map_in_parts import map_in_parts
 from .newton_krylov import Krylov
 from .rest import FAR, limit_of, of_samples
 from .run_time_errors import unless
@@ -22,6 +23,12 @@ from .state_trees import largest, like_state, tree_where, without_derivatives
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t
+# The numbers of samples that are relaxed, or whose derivatives are computed, at a time on a CPU.
+# This bounds the memory, which is 31 times that of x for a relaxation and more than twice as much
+# for GMRES. It also saves time, as vectors of fewer samples fit in the caches: a batch of 1024
+# takes 0.8 of the time in a chain of five layers, and in memories 0.93 to 1.02.
+_LARGEST_PART = 128
+_LARGEST_PART_OF_GMRES = 16
 
 
 @eqx.filter_custom_jvp
@@ -29,7 +36,7 @@ def settle(
     search: Updates | FlowToRest, x0: PyTree[Array], throw: bool
 ) -> tuple[PyTree, Array, dict]:
     """x at rest, its energy, and further attributes, which have no derivatives."""
-    x, energy, residual, converged, time, num_steps = search.run(x0)
+    x, energy, residual, converged, time, num_steps = map_in_parts(search.run, _LARGEST_PART, x0)
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     lowest = -(float(jnp.finfo(energy.dtype).max) ** FAR)
     flat, flat0 = (ravel_pytree(tree)[0] for tree in (x, x0))
@@ -91,7 +98,7 @@ def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array
 
     def checked(solve):
         def solution(product, b):
-            d, is_solved = solve(product, b)
+            d, is_solved = map_in_parts(functools.partial(solve, product), _LARGEST_PART, b)
             return _or_error(d, is_solved) if throw else d
 
         return solution
@@ -149,22 +156,27 @@ class _Symmetric:
 def _where_solved(is_solved, d, product, b):
     """d, replaced by the solution of a general method for samples that are not solved."""
     error, size = (jnp.max(jnp.abs(v), initial=0) for v in (product(d) - b, b))
-    is_solved = is_solved & (error <= 0.01 * size)
-
-    def general():
-        other, is_solved_now = _by_gmres(product, b)
-        return jnp.where(is_solved, d, other), is_solved | is_solved_now
-
-    return jax.lax.cond(eqxi.unvmap_any(~is_solved), general, lambda: (d, is_solved))
+    return _by_gmres(product, b, is_solved & (error <= 0.01 * size), d)
 
 
-def _by_gmres(product, b):
-    """d with product(d) = b, assuming no symmetry, and whether it was found."""
+def _by_gmres(product, b, is_solved=False, d=0.0):
+    """The solution of product(d) = b and whether it was found, assuming no symmetry.
+
+    Samples that are solved keep their d.
+    """
     precision = float(jnp.finfo(b.dtype).eps) ** (2 / 3)
-    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))
-    method = Krylov(precision, 50, 100)
-    solution = lx.linear_solve(operator, b, method, throw=False)
-    return solution.value, solution.result == lx.RESULTS.successful
+
+    def solve(b, is_solved, d):
+        def general():
+            operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))
+            solution = lx.linear_solve(operator, b, Krylov(precision, 50, 100), throw=False)
+            is_solved_now = solution.result == lx.RESULTS.successful
+            return jnp.where(is_solved, d, solution.value), is_solved | is_solved_now
+
+        return jax.lax.cond(eqxi.unvmap_any(~is_solved), general, lambda: (d, is_solved))
+
+    d = jnp.broadcast_to(jnp.asarray(d, b.dtype), b.shape)
+    return map_in_parts(solve, _LARGEST_PART_OF_GMRES, b, jnp.asarray(is_solved), d)
 
 
 @jax.custom_batching.custom_vmap

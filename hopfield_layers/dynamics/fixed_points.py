@@ -127,8 +127,8 @@ def fixed_points(
         ... )
         >>> starts = {"x": jax.random.normal(jax.random.key(0), (20, 2))}
         >>> points = hl.fixed_points(pair, starts)
-        >>> print(points.x["x"][points.stable, 0].sort().round(2))  # x = ±2 tanh x
-        [-1.92  1.92]
+        >>> print(points.x["x"][points.stable, 0].sort().round(1))  # x = ±2 tanh x
+        [-1.9  1.9]
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, starts, clamp, inputs))):
         raise ValueError("fixed_points can't be traced: their number depends on the values.")

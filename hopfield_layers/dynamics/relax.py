@@ -113,9 +113,12 @@ def relax(
         steps the smallest τ.
     - `max_steps`: the largest number of steps. A step of `BlockUpdates` costs about one evaluation
         of ∂E/∂g and one of E.
-    - `batch_size`: the samples that are relaxed at a time, as in `jax.lax.map`; by default all. The
-        last eighth of a batch of 64 or more goes on without the others, on one device.
-    - `progress_meter`: one of diffrax, which shows the share of `max_steps` that was taken.
+    - `batch_size`: the samples that are relaxed at a time, as in `jax.lax.map`. By default all on
+        accelerators and where the batch is divided among devices, and otherwise at most 128, which
+        is faster and bounds the memory. The last eighth of 64 or more goes on without the others,
+        on one device.
+    - `progress_meter`: one of diffrax, which shows the share of `max_steps` that was taken, for
+        each of these sets of samples in turn.
     - `throw`: whether to raise errors for samples that didn't converge or have no derivative, and
         for an x0 that isn't finite. With `throw=False` the program calls no Python, so that
         `jax.export` can export it.
