@@ -348,6 +348,22 @@ def test_temporaries_of_a_relaxation():
         assert temporary_bytes(compiled(program, patterns, x, x)) <= allowed
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("units", [1, 3])
+def test_energy_of_large_scores_in_blocks(units, scale):
+    # For one unit XLA contracts the products with the differences of scores. If the patterns are
+    # repeated, the largest score is that of two.
+    once = np.float32(scale) * np.random.default_rng(0).standard_normal((3000, units), np.float32)
+    x = np.linspace(-2, 2, 64 * units, dtype=np.float32).reshape(64, units)
+    for patterns in (once, np.concatenate([once, once])):
+        ham = network(hl.LSoftmax(beta=0.5), jnp.asarray(patterns))
+        energy = compiled(lambda ham, x: ham.energy({"x": x}), ham, x)(ham, x)
+        scores = x.astype(np.float64) @ patterns.astype(np.float64).T
+        alignment = np.logaddexp.reduce(0.5 * scores, axis=1) / 0.5
+        expected = np.sum(x.astype(np.float64) ** 2, axis=1) / 2 - alignment
+        np.testing.assert_allclose(energy, expected, rtol=1e-6, atol=1e-6 * scale)
+
+
 def test_all_scores_never_exist():
     # The scores of all patterns take as much room as these.
     count, units = 400_000, 64

@@ -2,8 +2,8 @@
 
 A subset of the patterns is summarized by its largest score m, the sum S = Σ exp(β(h − m)) and
 Σ exp(β(h − m)) ξ. The summaries of two disjoint subsets, blocks or the shards of several devices,
-are merged into that of their union, in any order. The sum of all terms but those equal to 1 is kept
-besides S, so that S − 1 and with it ln S are accurate where one pattern outweighs all others.
+are merged into that of their union, in any order. The sum of the terms of all smaller scores is
+kept besides S, so that S − 1 and with it ln S are accurate where one pattern outweighs all others.
 
 Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), arXiv:1805.02867;
 Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
     largest: Float[Array, "*batch"]  # m
     beta: Float[Array, "*batch"]
-    others: Float[Array, "*batch"]  # the sum of all terms exp(β(h − m)) that are not 1
+    others: Float[Array, "*batch"]  # Σ exp(β(h − m)) over all scores less than m
     total: Float[Array, "*batch"]  # S
     slopes: tuple[Float[Array, "*batch units"], ...]  # Σ exp(β(h − m)) ξ
 
@@ -77,8 +77,8 @@ _UNION = Reduction(-math.inf, _merge_flat, _merge_across)
 def _part(block: Block, beta: Array) -> list[Array]:
     largest = block.largest
     e = block.counted(jnp.exp(beta * (block.h - finite_shift(largest))))
-    # Not where h = m, so that e may take the place of h in memory.
-    others = jnp.sum(jnp.where(e == 1, 0, e))
+    # Not where e is 1: XLA may contract h − m into one operation, in which h isn't rounded.
+    others = jnp.sum(jnp.where(block.h == largest, 0, e))
     slopes = tuple(e @ xi for xi in block.patterns)
     return Part(largest, beta, others, jnp.sum(e), slopes).flat()
 
@@ -101,8 +101,8 @@ def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
         nothing = tuple(map(jnp.zeros_like, scores.gs))
         part = merge(part, Part(zero, beta, zero, one, nothing))
     is_empty = part.largest == -jnp.inf
-    # If S < 2, only one term is 1.
-    rest = jnp.where(part.total < 2, part.others, part.total - 1)
+    # S is about 2 or more, up to the rounding of h, unless only one score is m.
+    rest = jnp.where(part.total < 1.5, part.others, part.total - 1)
     rest = jnp.where(is_empty, 0, rest)
     total = jnp.where(is_empty, 1, part.total)
     slopes = tuple(s / total for s in part.slopes)

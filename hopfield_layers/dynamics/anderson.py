@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 class History(NamedTuple):
     """The latest changes, in no particular order.
 
-    Each row is an array of its own. On CPUs XLA sums rows by a routine that reads whole arrays, and
-    would write out a copy of a row for every row of a matrix first. Without these copies batches
-    are relaxed in two thirds of the time.
+    Each row is an array of its own. With matrices XLA on CPUs would repeat a row in memory for its
+    products with all others, and batches of 1024 states of a chain of five layers would take 1.5
+    times as long.
     """
 
     df: tuple[Float[Array, " n"], ...]

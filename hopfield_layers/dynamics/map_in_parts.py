@@ -19,9 +19,9 @@ _T = TypeVar("_T")
 def map_in_parts(fn: Callable[..., _T], largest: int, *arguments: PyTree[Array]) -> _T:
     """`fn(*arguments)`, which under `jax.vmap` is evaluated for part of the batch at a time.
 
-    A part has at most `largest` samples. On accelerators, which need large batches, and where a
-    batch may be divided among devices it stays whole. `fn` may close over arrays of the batch. The
-    result has no derivatives.
+    A part has at most `largest` samples along the innermost axis of the batch. On accelerators,
+    which need large batches, and where a batch may be divided among devices it stays whole. `fn`
+    may close over arrays of the batch. The result has no derivatives.
     """
     # The function below must not close over arrays that may have a batch axis.
     closed = eqx.filter_closure_convert(fn, *arguments)
@@ -34,7 +34,7 @@ def map_in_parts(fn: Callable[..., _T], largest: int, *arguments: PyTree[Array])
     @run.def_vmap
     def _(size, in_batched, *operands):
         leaves, structure = jax.tree.flatten(operands)
-        leaves = [jnp.asarray(x) for x in leaves]  # constants may be numbers of Python here
+        leaves = [jnp.asarray(x) for x in leaves]  # JAX may turn constants into numbers
         has_batch = jax.tree.leaves(in_batched)
         batched = [x for x, has in zip(leaves, has_batch, strict=True) if has]
 

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree
 
 from .._conversion import as_float
-from .._meshes import check_axes, check_axes_of_closures, on_each_device
+from .._meshes import check_axes, check_axes_of_closures, is_on_mesh, on_each_device
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
 from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
@@ -184,6 +184,12 @@ class InitialValueProblem(eqx.Module):
             return sample(*arguments)
         if batch_size is not None:
             return _map_in_parts(with_arrays, arguments, self.batch, batch_size)
+        if num_axes > 1 and not is_on_mesh(arguments):
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), arguments)
+            results = eqx.filter_vmap(with_arrays)(*flat)
+            return jax.tree.map(
+                lambda x: x.reshape(*self.batch, *x.shape[1:]) if eqx.is_array(x) else x, results
+            )
         mapped = with_arrays
         for _ in self.batch:
             mapped = eqx.filter_vmap(mapped)

@@ -113,10 +113,9 @@ def relax(
         steps the smallest τ.
     - `max_steps`: the largest number of steps. A step of `BlockUpdates` costs about one evaluation
         of ∂E/∂g and one of E.
-    - `batch_size`: the samples that are relaxed at a time, as in `jax.lax.map`. By default all on
-        accelerators and where the batch is divided among devices, and otherwise at most 128, which
-        is faster and bounds the memory. The last eighth of 64 or more goes on without the others,
-        on one device.
+    - `batch_size`: the most samples that are relaxed at a time, as in `jax.lax.map`. On a CPU never
+        more than 128 are, unless the batch is divided among devices, which saves time and memory.
+        The last eighth of 64 or more goes on without the others, on one device.
     - `progress_meter`: one of diffrax, which shows the share of `max_steps` that was taken, for
         each of these sets of samples in turn.
     - `throw`: whether to raise errors for samples that didn't converge or have no derivative, and
