@@ -182,23 +182,23 @@ class InitialValueProblem(eqx.Module):
             return jax.tree.map(zeros, eqx.filter_eval_shape(with_arrays, *one))
         if num_axes == 0:
             return sample(*arguments)
-        if batch_size is not None:
-            return _map_in_parts(with_arrays, arguments, self.batch, batch_size)
-        if num_axes > 1 and not is_on_mesh(arguments):
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), arguments)
-            results = eqx.filter_vmap(with_arrays)(*flat)
-            return jax.tree.map(
-                lambda x: x.reshape(*self.batch, *x.shape[1:]) if eqx.is_array(x) else x, results
-            )
-        mapped = with_arrays
-        for _ in self.batch:
-            mapped = eqx.filter_vmap(mapped)
-        return mapped(*arguments)
+        if batch_size is None and (num_axes == 1 or is_on_mesh(arguments)):
+            mapped = with_arrays
+            for _ in self.batch:
+                mapped = eqx.filter_vmap(mapped)
+            return mapped(*arguments)
+        arguments = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), arguments)
+        if batch_size is None:
+            results = eqx.filter_vmap(with_arrays)(*arguments)
+        else:
+            results = _map_sequentially(with_arrays, arguments, batch_size)
+        return jax.tree.map(
+            lambda x: x.reshape(*self.batch, *x.shape[1:]) if eqx.is_array(x) else x, results
+        )
 
 
-def _map_in_parts(fn: Callable[..., _T], arguments: tuple, batch: tuple[int, ...], size: int) -> _T:
-    """`fn` of every sample, `size` of them at a time."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), arguments)
+def _map_sequentially(fn: Callable[..., _T], arguments: tuple, batch_size: int) -> _T:
+    """`jax.lax.map` for results that are not only arrays."""
     static = []
 
     def arrays_of(arguments):
@@ -206,8 +206,7 @@ def _map_in_parts(fn: Callable[..., _T], arguments: tuple, batch: tuple[int, ...
         static.append(others)
         return arrays
 
-    arrays = jax.lax.map(arrays_of, flat, batch_size=size)
-    arrays = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), arrays)
+    arrays = jax.lax.map(arrays_of, arguments, batch_size=batch_size)
     return eqx.combine(arrays, static[0])
 
 
