@@ -332,9 +332,8 @@ def test_temporaries_of_a_drive(name, count, units, samples):
     assert temporary_bytes(program) <= allowed
 
 
-def test_temporaries_of_a_relaxation():
-    count, units, samples = 20_000, 784, 256
-
+@pytest.mark.parametrize(("count", "units", "samples"), [(20_000, 784, 256), (100_000, 64, 256)])
+def test_temporaries_of_a_relaxation(count, units, samples):
     def relax(patterns, x, inputs):
         ham = network(LAGRANGIANS["softmax"], patterns)
         return hl.relax(ham, {"x": x}, inputs={"x": inputs}, throw=False).x["x"]

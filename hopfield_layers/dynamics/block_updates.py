@@ -80,15 +80,9 @@ class _Sweep(NamedTuple):
     distance: Float[Array, ""]  # the largest |u| in units of the tolerance, less than 1 at rest
     damping: Float[Array, ""]
 
-    @property
-    def move(self) -> Float[Array, " n"]:
-        """The displacement of the sweep, divided by the damping."""
-        return -self.end.u
-
 
 class _State(NamedTuple):
     kept: _Sweep
-    is_measured: Bool[Array, ""]  # whether the distance includes all units, see `_step`
     candidate: Float[Array, " n"]
     is_plain: Bool[Array, ""]  # whether the candidate is that of a plain sweep
     is_return: Bool[Array, ""]  # whether the candidate is `kept`, swept again with a smaller ω
@@ -132,7 +126,9 @@ class Updates(eqx.Module):
         blocks = blocks_of(self.field.model, x0)
 
         def is_moving(state: _State):
-            at_rest = (state.kept.distance < 1) & state.is_measured
+            # For several blocks the distance is an estimate, see `_sweep`: the final state is
+            # measured by `implicit_steps`.
+            at_rest = state.kept.distance < 1
             stuck = state.damping < 1e-4 * self.method.damping
             in_range = (largest(state.kept.x) < limit) & jnp.isfinite(state.kept.distance)
             return ~(at_rest | stuck) & in_range
@@ -170,7 +166,7 @@ class Updates(eqx.Module):
         history = no_history(self.method.history, x)
         one = jnp.ones((), x.dtype)
         candidate = x + damping * move
-        return _State(kept, yes, candidate, yes, no, damping, history, one, zero, zero)
+        return _State(kept, candidate, yes, no, damping, history, one, zero, zero)
 
     def _step(
         self, state: _State, blocks: list[PyTree[bool]], unravel: Callable, far: Array
@@ -189,10 +185,11 @@ class Updates(eqx.Module):
 
         # Anderson's method needs two states that were swept with the same damping.
         is_pair = keep & ~state.is_return & (state.num_steps > 0) & (kept.damping == damping)
-        dmove = new.move - kept.move
-        history = pushed(state.history, is_pair, dmove, new.x - kept.x + damping * dmove)
-        size, last_size = jnp.linalg.norm(new.move), jnp.linalg.norm(kept.move)
-        product = jnp.vdot(new.move, kept.move)
+        u, last_u = new.end.u, kept.end.u
+        du = u - last_u
+        history = pushed(state.history, is_pair, du, new.x - kept.x - damping * du)
+        size, last_size = jnp.linalg.norm(u), jnp.linalg.norm(last_u)
+        product = jnp.vdot(u, last_u)
         repeats = (product > _PARALLEL * size * last_size) & (size > 0.9 * last_size)
         is_far = (size > far) & (size > _SLOW_SHARE * last_size) & (product > 0)
         stretch = jnp.where(is_pair & repeats, 2 * state.stretch, 1)
@@ -201,26 +198,21 @@ class Updates(eqx.Module):
         successes = jnp.where(keep, state.successes + 1, 0)
         grows = (successes >= _PATIENCE) & (damping < self.method.damping)
         next_damping = jnp.where(fails, damping / 2, jnp.where(grows, 2 * damping, damping))
-        # After a plain sweep the second of two blocks is at rest, and the first one is measured.
-        # For more blocks this is an estimate: `implicit_steps` measures the final state.
-        is_measured = state.is_plain | (len(blocks) == 1)
         # The least energy so far, so that rises within rounding don't add up.
         least = eqx.tree_at(
             lambda end: end.energy, new.end, jnp.minimum(new.end.energy, kept.end.energy)
         )
-        new = new._replace(end=least)
-        kept, is_measured = tree_where(keep, (new, is_measured), (kept, state.is_measured))
+        kept = tree_where(keep, new._replace(end=least), kept)
 
-        # Near the fixed point only plain sweeps, which measure all units.
-        accelerates = keep & (kept.distance >= 1) & (jnp.any(history.is_used) | (stretch > 1))
-        plain = kept.x + damping * kept.move
-        stretched = kept.x + jnp.maximum(stretch, _OVERRELAXATION) * damping * kept.move
+        accelerates = keep & (jnp.any(history.is_used) | (stretch > 1))
+        u = kept.end.u
+        plain = kept.x - damping * u
+        stretched = kept.x - jnp.maximum(stretch, _OVERRELAXATION) * damping * u
         is_stretched = (stretch > 1) | is_far
-        further = jnp.where(is_stretched, stretched, extrapolated(history, kept.move, plain))
+        further = jnp.where(is_stretched, stretched, extrapolated(history, u, plain))
         candidate = jnp.where(accelerates, further, jnp.where(fails, kept.x, plain))
         return _State(
             kept,
-            is_measured,
             candidate,
             ~accelerates,
             fails,

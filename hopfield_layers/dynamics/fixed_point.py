@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from .block_updates import Updates
 from .flow import EnergyFlow
 from .flow_to_rest import FlowToRest
-from .linear_systems import conjugate_gradients
+from .linear_systems import conjugate_gradients, LARGEST_PART
 from .map_in_parts import map_in_parts
 from .newton_krylov import Krylov
 from .rest import FAR, limit_of, of_samples
@@ -23,11 +23,11 @@ from .state_trees import largest, like_state, tree_where, without_derivatives
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t
-# The numbers of samples that are relaxed, or whose derivatives are computed, at a time on a CPU.
-# This bounds the memory, which is 31 times that of x for a relaxation and more than twice as much
+# The numbers of samples that are relaxed, or whose systems GMRES solves, at a time on a CPU. This
+# bounds the memory, which is some 25 times that of x for a relaxation and more than twice as much
 # for GMRES. It also saves time, as vectors of fewer samples fit in the caches: a batch of 1024
 # takes 0.8 of the time in a chain of five layers, and in memories 0.93 to 1.02.
-_LARGEST_PART = 128
+_LARGEST_PART_OF_SEARCH = 128
 _LARGEST_PART_OF_GMRES = 16
 
 
@@ -36,7 +36,8 @@ def settle(
     search: Updates | FlowToRest, x0: PyTree[Array], throw: bool
 ) -> tuple[PyTree, Array, dict]:
     """x at rest, its energy, and further attributes, which have no derivatives."""
-    x, energy, residual, converged, time, num_steps = map_in_parts(search.run, _LARGEST_PART, x0)
+    rest = map_in_parts(search.run, _LARGEST_PART_OF_SEARCH, x0)
+    x, energy, residual, converged, time, num_steps = rest
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     lowest = -(float(jnp.finfo(energy.dtype).max) ** FAR)
     flat, flat0 = (ravel_pytree(tree)[0] for tree in (x, x0))
@@ -98,7 +99,7 @@ def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array
 
     def checked(solve):
         def solution(product, b):
-            d, is_solved = map_in_parts(functools.partial(solve, product), _LARGEST_PART, b)
+            d, is_solved = map_in_parts(functools.partial(solve, product), LARGEST_PART, b)
             return _or_error(d, is_solved) if throw else d
 
         return solution

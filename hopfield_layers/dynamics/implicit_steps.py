@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .descent import energy_change, step_end, StepEnd
 from .flow import EnergyFlow
-from .linear_systems import conjugate_gradients
+from .linear_systems import conjugate_gradients, LARGEST_PART
+from .map_in_parts import map_in_parts
 from .rest import Rest, Tolerance
 from .state_trees import largest, tree_where
 
@@ -70,7 +71,10 @@ def implicit_steps(
         def shifted(v):
             return shift * v - slope(v)
 
-        solution = conjugate_gradients(shifted, metric, force, 0.01, 100)
+        def solve(force):
+            return conjugate_gradients(shifted, metric, force, 0.01, 100)
+
+        solution = map_in_parts(solve, LARGEST_PART, force)
         way = solution.value
         way = way + (force - shifted(way)) / (1 + shift)  # for units with H = 0
         new = measured(x + way)
