@@ -35,7 +35,7 @@ class History(NamedTuple):
 def no_history(room: int, x: Float[Array, " n"]) -> History:
     """An empty history, with room for `room` changes."""
     rows, gram = (jnp.zeros_like(x),) * room, jnp.zeros((room, room), x.dtype)
-    return History(rows, rows, gram, jnp.zeros(room, bool), jnp.zeros((), int))
+    return History(rows, rows, gram, jnp.zeros(room, bool), jnp.zeros((), jnp.int32))
 
 
 def pushed(

@@ -164,9 +164,9 @@ class Updates(eqx.Module):
         kept = _Sweep(x, end, self.tolerance.distance(flat_force, x), damping)
         yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), int)
         history = no_history(self.method.history, x)
-        one = jnp.ones((), x.dtype)
+        one, successes = jnp.ones((), x.dtype), jnp.zeros((), jnp.int32)
         candidate = x + damping * move
-        return _State(kept, candidate, yes, no, damping, history, one, zero, zero)
+        return _State(kept, candidate, yes, no, damping, history, one, successes, zero)
 
     def _step(
         self, state: _State, blocks: list[PyTree[bool]], unravel: Callable, far: Array

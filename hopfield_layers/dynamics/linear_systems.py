@@ -16,9 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 Product = Callable[[Array], Array]
-# The number of samples whose systems are solved at a time on a CPU. A product with A needs twice the
-# memory of a drive for the scores of patterns. With 64 in place of 128 the derivative of a batch of
-# 1024 takes two thirds of the time in a chain of five layers, and in memories 1 to 1.2 times.
+# The number of samples whose systems are solved at a time on a CPU. A product with A needs twice
+# the memory of a drive for the scores of patterns. With 64 in place of 128 the derivative of a
+# batch of 1024 takes two thirds of the time in a chain of five layers, and in memories 1 to 1.2
+# times.
 LARGEST_PART = 64
 
 
