@@ -51,7 +51,7 @@ def chains() -> None:
         ours = run(model)
         theirs, count = evaluations(lambda model: run(model, hl.ETD2RK()), model)
         runs = partial(run, model), partial(run, model, hl.ETD2RK())
-        times = interleaved(*runs, repeats=5)
+        times = interleaved(*runs, repeats=25)
         done = [f"{int(ours.num_steps) + 1}", f"{count}"]
         done = [
             n if r.converged else "not at rest" for n, r in zip(done, (ours, theirs), strict=True)

@@ -324,7 +324,8 @@ def test_patterns_are_not_copied():
 # Besides its arguments and results a program may take 2 % of the patterns and 20 states.
 @pytest.mark.parametrize("name", ["softmax", "ghostmax", "ReLU", "sparsemax"])
 @pytest.mark.parametrize(
-    ("count", "units", "samples"), [(100_000, 64, 256), (99_991, 64, 64), (4000, 784, 1000)]
+    ("count", "units", "samples"),
+    [(100_000, 64, 256), (1_000_000, 64, 256), (99_991, 64, 64), (4000, 784, 1000)],
 )
 def test_temporaries_of_a_drive(name, count, units, samples):
     allowed = 0.02 * count * units * 4 + 20 * samples * units * 4
@@ -427,7 +428,7 @@ def test_blocks_are_larger_on_accelerators():
     assert rows == {"cpu": "1000", "cuda": "17500", "tpu": "17500"}
     # A block has at most 2²⁵ scores and entries, unless the blocks for CPUs have more.
     for width in (0, 1, 65, 320, 16_000, 10**6, 10**9):
-        size = streaming.block_size(10**7, width)
+        size = streaming.block_size(10**7, width, 0)
         assert size * width <= max(2**25, streaming.LARGEST_BLOCK * width)
         assert size >= streaming.SMALLEST_BLOCK
 
