@@ -61,7 +61,7 @@ def bare(patterns: jax.Array, x: jax.Array) -> jax.Array:
 @jax.jit
 def in_blocks(patterns: jax.Array, x: jax.Array) -> jax.Array:
     """The same products, a block of patterns at a time."""
-    size = block_size(*patterns.shape)
+    size = block_size(len(patterns))
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
         block = jax.lax.dynamic_slice_in_dim(patterns, i * size, size)

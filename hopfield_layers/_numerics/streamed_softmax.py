@@ -2,9 +2,9 @@
 
 A subset of the patterns is summarized by its largest score m, the sum S = Σ exp(β(h − m)) and
 Σ exp(β(h − m)) ξ. The summaries of two disjoint subsets, blocks or the shards of several devices,
-are merged into that of their union, in any order. The sum of all terms but that of m is kept
-besides S, so that S − 1 and with it ln S are accurate where one pattern outweighs all others. It is
-needed for S < 1.5 alone, where these terms are those below 1/2.
+are merged into that of their union, in any order. The sum of the terms of at most 1/2 is kept
+besides S. Where one pattern outweighs all others, these are all terms but that of m, and S − 1 and
+with it ln S are accurate.
 
 Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), arXiv:1805.02867;
 Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     largest: Float[Array, "*batch"]  # m
     beta: Float[Array, "*batch"]
-    others: Float[Array, "*batch"]  # S − 1, if S < 1.5
+    others: Float[Array, "*batch"]  # S − 1, if S < 1.25
     total: Float[Array, "*batch"]  # S
     slopes: tuple[Float[Array, "*batch units"], ...]  # Σ exp(β(h − m)) ξ
 
@@ -79,8 +79,7 @@ def _part(block: Block, beta: Array) -> list[Array]:
     largest = block.largest
     e = block.counted(jnp.exp(beta * (block.h - finite_shift(largest))))
     # The terms of at most 1/2: by arithmetic, which XLA on CPUs does within the sum. The results of
-    # a comparison would take as much memory as the scores. A term isn't exactly 1 at the largest
-    # score, as XLA may contract h − m into one operation, in which h isn't rounded.
+    # a comparison would take as much memory as the scores.
     others = jnp.sum(e * (1 - jnp.round(e)))
     slopes = tuple(e @ xi for xi in block.patterns)
     return Part(largest, beta, others, jnp.sum(e), slopes).flat()
@@ -104,7 +103,9 @@ def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
         nothing = tuple(map(jnp.zeros_like, scores.gs))
         part = merge(part, Part(zero, beta, zero, one, nothing))
     is_empty = part.largest == -jnp.inf
-    rest = jnp.where(part.total < 1.5, part.others, part.total - 1)
+    # Below 1.25 no other term exceeds 1/2, even if the largest isn't exactly 1: XLA may contract
+    # h − m into one operation, in which h isn't rounded.
+    rest = jnp.where(part.total < 1.25, part.others, part.total - 1)
     rest = jnp.where(is_empty, 0, rest)
     total = jnp.where(is_empty, 1, part.total)
     slopes = tuple(s / total for s in part.slopes)

@@ -50,10 +50,8 @@ from .partitioned import MeshAxes, partitioned
 
 # On a CPU a block is so large that its products take longer than the loop's overhead, and so small
 # that its scores need little memory: with blocks of 1/100 of the rows, temporaries stay below 2 %
-# of them. Of 10⁶ short rows, blocks of 1/250 are faster: with 64 entries and 256 states a drive
-# takes 0.85 of the time that it takes with 1/500. Blocks of longer rows leave the caches.
+# of them.
 SMALLEST_BLOCK, LARGEST_BLOCK = 1024, 2048
-ENTRIES_OF_SHORT_ROWS = 2**18
 # On accelerators it takes microseconds to start an operation, so blocks are larger. They have at
 # most this many numbers, scores and entries of rows, unless the blocks for CPUs have more.
 NUMBERS_ON_ACCELERATORS = 2**25
@@ -62,16 +60,14 @@ NUMBERS_ON_ACCELERATORS = 2**25
 FEW_SCORES = 2**15
 
 
-def block_size(count: int, entries: int, num_states: int | None = None) -> int:
+def block_size(count: int, width: int | None = None) -> int:
     """The number of rows of a block, of `count` rows in all; if possible it divides them.
 
-    `entries` is the number of entries of a row. `num_states` is given on accelerators.
+    On accelerators `width` is given, the number of scores and entries of a row.
     """
     largest = min(max(count // 100, SMALLEST_BLOCK), LARGEST_BLOCK)
-    short = ENTRIES_OF_SHORT_ROWS // max(entries, 1)
-    largest = max(largest, min(count // 250, 2 * LARGEST_BLOCK, short))
-    if num_states is not None:
-        largest = max(largest, NUMBERS_ON_ACCELERATORS // max(entries + num_states, 1))
+    if width is not None:
+        largest = max(largest, NUMBERS_ON_ACCELERATORS // max(width, 1))
     if count <= largest:
         return count
     divisors = (size for size in range(largest, largest // 2, -1) if count % size == 0)
@@ -93,8 +89,8 @@ def _fold_blocks(
     count = len(rows[0])
     if count == 0:
         return carry
-    entries = sum(math.prod(row.shape[1:]) for row in rows)
-    size = block_size(count, entries, None if on_cpu else num_states)
+    width = num_states + sum(math.prod(row.shape[1:]) for row in rows)
+    size = block_size(count, None if on_cpu else width)
     is_narrow = any(row.itemsize < 4 and row.ndim > 1 for row in rows)
     if count == size or (count * num_states <= FEW_SCORES and not is_narrow):
         return fn(carry, rows, jnp.array(0), None)

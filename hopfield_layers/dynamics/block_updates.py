@@ -37,8 +37,9 @@ class BlockUpdates(eqx.Module):
     repeat about the same displacement, two times it, four times it and so on are tried. A state in
     which the energy has risen by more than rounding error is rejected: an extrapolation is replaced
     by the plain sweep, and a plain sweep by one with half the damping. If these make no progress
-    either, or after 1000 sweeps, implicit steps follow: (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and
-    H = ∂²L/∂x², where λ grows until the energy falls. Each step takes up to 100 products with S H.
+    either, after 1000 sweeps, or if not all units rest after a sweep whose displacements are within
+    the tolerance, implicit steps follow: (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and H = ∂²L/∂x²,
+    where λ grows until the energy falls. Each step takes up to 100 products with S H.
 
     This is a solver for [`hopfield_layers.relax`][] with `flow="activation"`. Its fixed point is
     downhill of x0, but need not be the attractor to which the flow leads.
@@ -77,7 +78,7 @@ class _Sweep(NamedTuple):
 
     x: Float[Array, " n"]
     end: StepEnd  # g, the drive u of each block when it moves, and the energy
-    distance: Float[Array, ""]  # the largest |u| in units of the tolerance, less than 1 at rest
+    distance: Float[Array, ""]  # the largest |u| in units of the tolerance, see `_sweep`
     damping: Float[Array, ""]
 
 
@@ -224,7 +225,11 @@ class Updates(eqx.Module):
         )
 
     def _sweep(self, x: Array, damping: Array, blocks: list, unravel: Callable) -> _Sweep:
-        """The state x, and its displacement when every block moves in turn."""
+        """The state x, and its displacement when every block moves in turn.
+
+        The drive of a later block is that after the earlier ones have moved, so that for several
+        blocks the distance at x is an estimate.
+        """
         start = moved = unravel(x)
         energy, force = self.field.energy_and_force(_T0, start)
         for i, block in enumerate(blocks):

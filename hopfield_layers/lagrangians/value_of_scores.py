@@ -95,7 +95,7 @@ def _streamed(lagrangian: AbstractLagrangian, scores: Scores) -> AbstractStreame
     """The Lagrangian as a sum over blocks of scores, or None if all scores are formed at once."""
     count, units = len(scores.rows.patterns[0]), sum(map(len, scores.gs))
     # A function may close over a traced value, whose derivative would be lost.
-    if block_size(count, units) == count or isinstance(lagrangian, CallableLagrangian):
+    if block_size(count) == count or isinstance(lagrangian, CallableLagrangian):
         return None
     if isinstance(lagrangian, AbstractWideLagrangian):
         lagrangian = lagrangian._in_domain(scores.gs[0].dtype)
