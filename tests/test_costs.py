@@ -58,10 +58,12 @@ def test_products_and_memory(name, batch):
         assert text.count(" dot(") == PRODUCTS[name], text
     else:
         # The loop with the history of Anderson's method: a sweep evaluates the energy and the drive
-        # of {a, c}, and that of {b} after these moved.
+        # of {a, c}, and that of {b} after these moved. The products with the 5 rows of the history
+        # don't count.
         parts = re.split(r"\n(?=%|ENTRY)", text)
         loops = [p for p in parts if "f32[5,5]" in p and not p.startswith("ENTRY")]
-        assert max(part.count(" dot(") for part in loops) <= 8, text
+        counts = [len(re.findall(r"= f32\[(?!5,1\])\S* dot\(", part)) for part in loops]
+        assert 6 <= max(counts) <= 8, text
     moved = re.findall(r"= f32\[(\d+),(\d+)\]\S* (?:transpose|copy)\(", text)
     assert {(int(m), int(n)) for m, n in moved}.isdisjoint(
         shape[::step] for shape in WEIGHTS.values() for step in (1, -1)

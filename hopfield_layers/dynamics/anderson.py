@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -92,6 +93,14 @@ def _solution(matrix: Array, b: Array) -> Array:
     return rows[:, -1]
 
 
+@custom_vmap
 def _products(rows: tuple[Array, ...], row: Array) -> Array:
-    # Under `vmap` products of small matrices would be slow.
-    return jnp.stack([jnp.sum(other * row) for other in rows])
+    """The product of each row with `row`."""
+    return jnp.matmul(jnp.stack(rows), row, precision="highest")
+
+
+@_products.def_vmap
+def _(size, in_batched, rows, row):
+    # Products of small matrices would be slow.
+    terms = [jnp.broadcast_to(other * row, (size, row.shape[-1])) for other in rows]
+    return jnp.stack([jnp.sum(x, axis=-1) for x in terms], axis=-1), True
