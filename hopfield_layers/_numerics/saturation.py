@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .elementary import floored_exponent, log1p_ratio, magnitude, scaled_exp
+from .elementary import floored_exponent, log1p_ratio_to_one, magnitude, scaled_exp
 
 
 class _LogCoshTerms(NamedTuple):
@@ -33,6 +33,7 @@ class _LogCoshTerms(NamedTuple):
     near: Array  # |t|, near 0
     p: Array  # exp(−|t|), near 0
     gap: Array  # 1 − p, near 0
+    half: Array  # (1 − p)/(2p), near 0
     far: Array  # |t|, far from 0
     q: Array  # exp(−2|t|), far from 0
     ratio: Array  # ln(1 + u)/u near 0, ln(1 + q)/q far from 0
@@ -44,22 +45,22 @@ def _log_cosh_terms(t):
     far = jnp.where(is_near, 1, -floored_exponent(-magnitude(t)))
     gap, q = -jnp.expm1(-near), jnp.exp(-2 * far)
     p = 1 - gap
-    # Only one logarithm is evaluated, because it takes longer than all the rest.
-    ratio = log1p_ratio(jnp.where(is_near, gap * gap / (2 * p), q))
-    return _LogCoshTerms(is_near, near, p, gap, far, q, ratio)
+    half = gap / (2 * p)
+    ratio = log1p_ratio_to_one(jnp.where(is_near, gap * half, q))
+    return _LogCoshTerms(is_near, near, p, gap, half, far, q, ratio)
 
 
 def log_cosh(beta: Array, z: Array) -> Array:
     """ln cosh(βz)/β."""
-    is_near, _, p, gap, _, q, ratio = _log_cosh_terms(beta * z)
+    is_near, _, _, gap, half, _, q, ratio = _log_cosh_terms(beta * z)
     far = magnitude(z) + (q * ratio - math.log(2)) / beta
-    return jnp.where(is_near, gap / beta * (gap / (2 * p)) * ratio, far)
+    return jnp.where(is_near, gap / beta * half * ratio, far)
 
 
 def log_cosh_conjugate(beta: Array, z: Array) -> Array:
     """z·tanh(βz) − ln cosh(βz)/β, which tends to ln 2/β."""
-    is_near, near, p, gap, far, q, ratio = _log_cosh_terms(beta * z)
-    near = gap * (near * (1 + p) / (1 + p * p) - gap / (2 * p) * ratio)
+    is_near, near, p, gap, half, far, q, ratio = _log_cosh_terms(beta * z)
+    near = gap * (near * (1 + p) / (1 + p * p) - half * ratio)
     far = math.log(2) - q * ratio - 2 * far * q / (1 + q)
     return jnp.where(is_near, near, far) / beta
 
@@ -67,7 +68,7 @@ def log_cosh_conjugate(beta: Array, z: Array) -> Array:
 def softplus(scale: Array, beta: Array, z: Array) -> Array:
     """scale·ln(1 + exp(βz))/β."""
     exponent = floored_exponent(-magnitude(beta * z))
-    remainder = scaled_exp(scale * log1p_ratio(jnp.exp(exponent)) / beta, exponent)
+    remainder = scaled_exp(scale * log1p_ratio_to_one(jnp.exp(exponent)) / beta, exponent)
     return scale * jnp.where(z < 0, 0, z) + remainder
 
 
@@ -75,4 +76,4 @@ def softplus_conjugate(scale: Array, beta: Array, z: Array) -> Array:
     """z·g − scale·ln(1 + exp(βz))/β with g = scale/(1 + exp(−βz)), an even function of z."""
     exponent = floored_exponent(-magnitude(beta * z))
     q = jnp.exp(exponent)
-    return scaled_exp(scale * (exponent / (1 + q) - log1p_ratio(q)) / beta, exponent)
+    return scaled_exp(scale * (exponent / (1 + q) - log1p_ratio_to_one(q)) / beta, exponent)
