@@ -89,13 +89,12 @@ def log1p_ratio_to_one(q: Array) -> Array:
     It is the Taylor series of 2 artanh(s)/q with s = q/(2 + q) ≤ 1/3, of 17 terms in float64 and 8
     in float32. On CPUs this takes a third of the time of `log1p_ratio`.
     """
-    inverse = 1 / (2 + q)
-    square = jnp.square(q * inverse)
+    s = q / (2 + q)
     num_terms = math.ceil(-math.log(float(jnp.finfo(q.dtype).eps), 9))
     series = jnp.zeros_like(q)
     for k in reversed(range(num_terms)):
-        series = series * square + 1 / (2 * k + 1)
-    return 2 * inverse * series
+        series = series * (s * s) + 1 / (2 * k + 1)
+    return 2 / (2 + q) * series
 
 
 def _change(slope, beta, z, dbeta, dz):

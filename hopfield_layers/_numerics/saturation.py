@@ -33,7 +33,6 @@ class _LogCoshTerms(NamedTuple):
     near: Array  # |t|, near 0
     p: Array  # exp(−|t|), near 0
     gap: Array  # 1 − p, near 0
-    half: Array  # (1 − p)/(2p), near 0
     far: Array  # |t|, far from 0
     q: Array  # exp(−2|t|), far from 0
     ratio: Array  # ln(1 + u)/u near 0, ln(1 + q)/q far from 0
@@ -45,22 +44,21 @@ def _log_cosh_terms(t):
     far = jnp.where(is_near, 1, -floored_exponent(-magnitude(t)))
     gap, q = -jnp.expm1(-near), jnp.exp(-2 * far)
     p = 1 - gap
-    half = gap / (2 * p)
-    ratio = log1p_ratio_to_one(jnp.where(is_near, gap * half, q))
-    return _LogCoshTerms(is_near, near, p, gap, half, far, q, ratio)
+    ratio = log1p_ratio_to_one(jnp.where(is_near, gap * gap / (2 * p), q))
+    return _LogCoshTerms(is_near, near, p, gap, far, q, ratio)
 
 
 def log_cosh(beta: Array, z: Array) -> Array:
     """ln cosh(βz)/β."""
-    is_near, _, _, gap, half, _, q, ratio = _log_cosh_terms(beta * z)
+    is_near, _, p, gap, _, q, ratio = _log_cosh_terms(beta * z)
     far = magnitude(z) + (q * ratio - math.log(2)) / beta
-    return jnp.where(is_near, gap / beta * half * ratio, far)
+    return jnp.where(is_near, gap / beta * (gap / (2 * p)) * ratio, far)
 
 
 def log_cosh_conjugate(beta: Array, z: Array) -> Array:
     """z·tanh(βz) − ln cosh(βz)/β, which tends to ln 2/β."""
-    is_near, near, p, gap, half, far, q, ratio = _log_cosh_terms(beta * z)
-    near = gap * (near * (1 + p) / (1 + p * p) - half * ratio)
+    is_near, near, p, gap, far, q, ratio = _log_cosh_terms(beta * z)
+    near = gap * (near * (1 + p) / (1 + p * p) - gap / (2 * p) * ratio)
     far = math.log(2) - q * ratio - 2 * far * q / (1 + q)
     return jnp.where(is_near, near, far) / beta
 

@@ -18,7 +18,7 @@ from .descent import energy_change, StepEnd
 from .flow import EnergyFlow, time_constants
 from .implicit_steps import implicit_steps
 from .rest import limit_of, Rest, Tolerance, until_rest
-from .state_trees import largest, maxima, sums, tree_where
+from .state_trees import largest, tree_where
 
 
 class BlockUpdates(eqx.Module):
@@ -78,7 +78,6 @@ class _Sweep(NamedTuple):
 
     x: Float[Array, " n"]
     end: StepEnd  # g, the drive u of each block when it moves, and the energy
-    size: Float[Array, ""]  # the largest |x|
     distance: Float[Array, ""]  # the largest |u| in units of the tolerance, see `_sweep`
     damping: Float[Array, ""]
 
@@ -132,7 +131,7 @@ class Updates(eqx.Module):
             # measured by `implicit_steps`.
             at_rest = state.kept.distance < 1
             stuck = state.damping < 1e-4 * self.method.damping
-            in_range = (state.kept.size < limit) & jnp.isfinite(state.kept.distance)
+            in_range = (largest(state.kept.x) < limit) & jnp.isfinite(state.kept.distance)
             return ~(at_rest | stuck) & in_range
 
         def step(state: _State):
@@ -163,8 +162,7 @@ class Updates(eqx.Module):
         x, move, g, flat_force = (ravel_pytree(tree)[0] for tree in (x0, first, g, force))
         end = StepEnd(g, -flat_force, energy)
         damping = jnp.asarray(self.method.damping, x.dtype)
-        size, distance = maxima(x, self.tolerance.distances(flat_force, x))
-        kept = _Sweep(x, end, size, distance, damping)
+        kept = _Sweep(x, end, self.tolerance.distance(flat_force, x), damping)
         yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), int)
         history = no_history(self.method.history, x)
         one, successes = jnp.ones((), x.dtype), jnp.zeros((), jnp.int32)
@@ -191,8 +189,8 @@ class Updates(eqx.Module):
         u, last_u = new.end.u, kept.end.u
         du = u - last_u
         history = pushed(state.history, is_pair, du, new.x - kept.x - damping * du)
-        square, last_square, product = sums(u * u, last_u * last_u, u * last_u)
-        size, last_size = jnp.sqrt(square), jnp.sqrt(last_square)
+        size, last_size = jnp.linalg.norm(u), jnp.linalg.norm(last_u)
+        product = jnp.vdot(u, last_u)
         repeats = (product > _PARALLEL * size * last_size) & (size > 0.9 * last_size)
         is_far = (size > far) & (size > _SLOW_SHARE * last_size) & (product > 0)
         stretch = jnp.where(is_pair & repeats, 2 * state.stretch, 1)
@@ -242,8 +240,7 @@ class Updates(eqx.Module):
         move = (ravel_pytree(moved)[0] - x) / damping
         g, _ = ravel_pytree(self.field.model.activations(start))
         end = StepEnd(g, -move, energy)
-        size, distance = maxima(x, self.tolerance.distances(move, x))
-        return _Sweep(x, end, size, distance, damping)
+        return _Sweep(x, end, self.tolerance.distance(move, x), damping)
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t

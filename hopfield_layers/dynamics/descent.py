@@ -14,7 +14,7 @@ from ..model import AbstractEnergyModel
 from .flow import EnergyFlow
 from .inputs import depends_on_time
 from .problems import check_tools
-from .state_trees import sums, tree_where, without_derivatives
+from .state_trees import sum_over_units, tree_where, without_derivatives
 
 
 _T = TypeVar("_T")
@@ -164,17 +164,22 @@ def energy_change(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: Ste
     eps = jnp.finfo(rise.dtype).eps
     num_units = sum(x.size for x in jax.tree.leaves(x0)) // max(rise.size, 1)
 
-    def terms(x0, x1, g0, g1, u0, u1):
-        work = (u0 + u1) * (g1 - g0)
-        noise = 2 * (abs(x0) + abs(x1)) * abs(g1 - g0) + abs(u0 + u1) * (abs(g0) + abs(g1))
-        return sums(work, noise, abs(x0 * g0) + abs(x1 * g1), axes=range(rise.ndim, x0.ndim))
+    def size(x, step_end):
+        products = jax.tree.map(lambda x, g: jnp.abs(x * g), x, step_end.g)
+        return jnp.abs(step_end.energy) + sum_over_units(products, rise)
 
-    leaves = map(jax.tree.leaves, (x0, x1, start.g, end.g, start.u, end.u))
-    works, noises, sizes = map(sum, zip(*map(terms, *leaves), strict=True))
-    sizes = sizes + jnp.abs(start.energy) + jnp.abs(end.energy)
-    rounding = (8 + num_units**0.5) * eps * sizes
+    def work(x0, x1, g0, g1, u0, u1):
+        return (u0 + u1) * (g1 - g0)
+
+    def noise(x0, x1, g0, g1, u0, u1):
+        return 2 * (abs(x0) + abs(x1)) * abs(g1 - g0) + abs(u0 + u1) * (abs(g0) + abs(g1))
+
+    def total(fn):
+        return sum_over_units(jax.tree.map(fn, x0, x1, start.g, end.g, start.u, end.u), rise)
+
+    rounding = (8 + num_units**0.5) * eps * (size(x0, start) + size(x1, end))
     # The factors stand outside of the sums, where XLA on CPUs would store them for each unit.
-    works, noises = works / 2, 4 * eps * noises
+    works, noises = total(work) / 2, 4 * eps * total(noise)
     by_work = jnp.where(jnp.abs(works) <= noises, 0.5, 1) * jnp.sign(works)
     change = jnp.where(jnp.abs(rise) <= rounding, by_work, jnp.sign(rise))
     by_energy = jnp.where(end.energy <= start.energy, jnp.where(rise < 0, -1, 0), 1)

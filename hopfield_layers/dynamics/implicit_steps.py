@@ -13,7 +13,7 @@ from .flow import EnergyFlow
 from .linear_systems import conjugate_gradients, LARGEST_PART
 from .map_in_parts import map_in_parts
 from .rest import Rest, Tolerance
-from .state_trees import maxima, tree_where
+from .state_trees import largest, tree_where
 
 
 class _Measured(NamedTuple):
@@ -21,7 +21,6 @@ class _Measured(NamedTuple):
 
     x: Float[Array, " n"]
     end: StepEnd
-    size: Float[Array, ""]  # the largest |x|
     residual: Float[Array, ""]  # the largest |τ dx/dt|
     distance: Float[Array, ""]  # the largest |τ dx/dt| in units of its tolerance
 
@@ -55,12 +54,12 @@ def implicit_steps(
         end = step_end(field, t, tree)
         force = field.force_of(tree, end.u)
         g, u, force = (ravel_pytree(tree)[0] for tree in (end.g, end.u, force))
-        distances = tolerance.distances(force, x)
-        return _Measured(x, StepEnd(g, u, end.energy), *maxima(x, force, distances))
+        distance = tolerance.distance(force, x)
+        return _Measured(x, StepEnd(g, u, end.energy), largest(force), distance)
 
     def is_moving(state: _State):
         at = state.at
-        possible = (state.shift < 1e8) & (at.size < limit) & jnp.isfinite(at.distance)
+        possible = (state.shift < 1e8) & (largest(at.x) < limit) & jnp.isfinite(at.distance)
         return (at.distance >= 1) & possible & (state.num_steps < max_steps)
 
     def step(state: _State):

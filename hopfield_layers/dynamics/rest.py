@@ -35,13 +35,11 @@ class Tolerance(eqx.Module):
     rtol: Any
     atol: Any
 
-    def distances(self, force: PyTree[Array], x: PyTree[Array]) -> PyTree[Array]:
-        """τ dx/dt of each unit in units of its bound, within ±1 at rest."""
-        return jax.tree.map(lambda f, x: f / (self.atol + self.rtol * jnp.abs(x)), force, x)
-
     def distance(self, force: PyTree[Array], x: PyTree[Array]) -> Array:
         """The largest |τ dx/dt| in units of its bound, less than 1 at rest."""
-        return largest(self.distances(force, x))
+        return largest(
+            jax.tree.map(lambda f, x: f / (self.atol + self.rtol * jnp.abs(x)), force, x)
+        )
 
 
 # A power of the largest number of the dtype. Squares may overflow there, but where activations are

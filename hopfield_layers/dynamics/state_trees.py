@@ -1,6 +1,5 @@
 """Trees with the structure of a state: clamps, inputs, sums and selections."""
 
-from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
 
 import equinox as eqx
@@ -113,29 +112,6 @@ def sum_over_units(terms: PyTree[Array], like: Array) -> Array:
     """The sum over all units of each sample. `like` has the shape of the batch axes."""
     sums = [jnp.sum(x, axis=tuple(range(like.ndim, x.ndim))) for x in jax.tree.leaves(terms)]
     return sum(sums, start=jnp.zeros_like(like))
-
-
-def sums(*arrays: Array, axes: Iterable[int] = (0,)) -> tuple[Array, ...]:
-    """The sum of each of these arrays, which have one shape and dtype. It has no derivatives.
-
-    This is one reduction of all arrays. XLA on CPUs evaluates the reductions of single arrays in
-    two steps, over windows of 32 numbers and over their results, which takes two to five times as
-    long.
-    """
-    return _reduced(jnp.add, arrays, axes)
-
-
-def maxima(*arrays: Array) -> tuple[Array, ...]:
-    """The largest absolute value of each of these vectors, computed as in `sums`."""
-    return _reduced(jnp.maximum, tuple(map(jnp.abs, arrays)), (0,))
-
-
-def _reduced(merge: Callable, arrays: tuple[Array, ...], axes: Iterable[int]) -> tuple[Array, ...]:
-    def merged(a, b):
-        return tuple(map(merge, a, b))
-
-    zeros = (np.zeros((), arrays[0].dtype),) * len(arrays)
-    return jax.lax.reduce(jax.lax.stop_gradient(arrays), zeros, merged, tuple(axes))
 
 
 def largest(tree: PyTree[Array]) -> Float[Array, ""]:
