@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import hopfield_layers as hl
+from hopfield_layers.dynamics import anderson
 
 from .counting import CountedModel, Counter
 from .instances import Springs
@@ -49,6 +50,25 @@ def test_sweeps_are_longer_far_from_a_fixed_point():
     states = [model.init_states(rng=jr.key(seed)) for seed in range(24)]
     rest = hl.relax(model, jax.tree.map(lambda *x: jnp.stack(x), *states), tol=1e-8)
     assert jnp.mean(rest.num_steps) < 50
+
+
+def test_anderson_is_least_squares():
+    # For one state and in batches, from as many changes as the history has room for, and one more.
+    dfs, dss = jr.normal(jr.key(5), (2, 3, 4, 6))
+    f, s = jr.normal(jr.key(6), (2, 3, 6))
+
+    def extrapolated(dfs, dss, f, s):
+        history = anderson.no_history(3, f)
+        for df, ds in zip(dfs, dss, strict=True):
+            history = anderson.pushed(history, jnp.array(True), df, ds)
+        return anderson.extrapolated(history, f, s)
+
+    weights = [np.linalg.lstsq(df[1:].T, f, rcond=None)[0] for df, f in zip(dfs, f, strict=True)]
+    expected = s - jnp.einsum("bi,bin->bn", jnp.stack(weights), dss[:, 1:])
+    np.testing.assert_allclose(jax.vmap(extrapolated)(dfs, dss, f, s), expected, rtol=1e-10)
+    for i in range(3):
+        one = extrapolated(dfs[i], dss[i], f[i], s[i])
+        np.testing.assert_allclose(one, expected[i], rtol=1e-10)
 
 
 def test_anderson_near_the_origin():
