@@ -560,3 +560,23 @@ def test_errors_of_a_model_keep_their_messages():
     layer = hl.Layer(hl.as_lagrangian(lagrangian), 3)
     with pytest.raises(eqx.EquinoxRuntimeError, match="outside of the table"):
         hl.relax(layer, jnp.ones(3))
+
+
+@pytest.mark.parametrize("batch", [(2, 3), (130,)])
+def test_layers_without_units_in_batches(batch):
+    layers = {"x": hl.TanhLayer(0), "y": hl.TanhLayer(3)}
+    ham = hl.HAM(layers, {"W": hl.DenseSynapse((0, 3), W=jnp.zeros((0, 3)))}, [(("x", "y"), "W")])
+    x0 = {"x": jnp.ones((*batch, 0)), "y": jnp.ones((*batch, 3))}
+
+    def rest(inputs, batch_size=None):
+        return hl.relax(ham, x0, inputs={"x": 0.0, "y": inputs}, batch_size=batch_size).x
+
+    for batch_size in (None, 2):
+        assert rest(0.5, batch_size)["x"].shape == x0["x"].shape
+        np.testing.assert_allclose(rest(0.5, batch_size)["y"], 0.5)
+    ys = hl.solve(ham, x0, 1.0, flow="activation", batch_size=2).ys
+    assert ys is not None
+    assert ys["x"].shape == (*batch, 1, 0)
+    np.testing.assert_allclose(ys["y"], np.exp(-1), rtol=1e-3)
+    slope = jax.grad(lambda inputs: jnp.sum(rest(inputs)["y"]))(0.5)
+    np.testing.assert_allclose(slope, 3 * np.prod(batch))

@@ -46,7 +46,9 @@ def map_in_parts(fn: Callable[..., _T], largest: int, *arguments: PyTree[Array])
 
         whole = jax.vmap(sample)
         in_parts = ft.partial(jax.lax.map, sample, batch_size=_part(size, largest))
-        if size <= largest or is_on_mesh(batched):
+        # `jax.lax.map` can't divide arrays without entries.
+        is_empty = any(x.size == 0 for x in leaves)
+        if size <= largest or is_on_mesh(batched) or is_empty:
             results = whole(batched)
         else:
             results = jax.lax.platform_dependent(batched, cpu=in_parts, default=whole)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools as ft
 import inspect
+import math
 import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -187,8 +188,10 @@ class InitialValueProblem(eqx.Module):
             for _ in self.batch:
                 mapped = eqx.filter_vmap(mapped)
             return mapped(*arguments)
-        arguments = jax.tree.map(lambda x: x.reshape(-1, *x.shape[num_axes:]), arguments)
-        if batch_size is None:
+        size = math.prod(self.batch)
+        arguments = jax.tree.map(lambda x: x.reshape(size, *x.shape[num_axes:]), arguments)
+        # `jax.lax.map` can't divide arrays without entries.
+        if batch_size is None or any(x.size == 0 for x in jax.tree.leaves(arguments)):
             results = eqx.filter_vmap(with_arrays)(*arguments)
         else:
             results = _map_sequentially(with_arrays, arguments, batch_size)
