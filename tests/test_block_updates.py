@@ -15,6 +15,7 @@ import pytest
 
 import hopfield_layers as hl
 from hopfield_layers.dynamics import anderson
+from hopfield_layers.dynamics.sums_of_vectors import products, sums
 
 from .counting import CountedModel, Counter
 from .instances import Springs
@@ -69,6 +70,21 @@ def test_anderson_is_least_squares():
     for i in range(3):
         one = extrapolated(dfs[i], dss[i], f[i], s[i])
         np.testing.assert_allclose(one, expected[i], rtol=1e-10)
+
+
+def test_sums_and_products_in_batches():
+    # Vectors with and without a batch axis, and both at once.
+    a, b = jr.normal(jr.key(7), (2, 5, 6))
+    for vectors, axes in (((a, b), 0), ((a, b[0]), (0, None))):
+        results = jax.vmap(sums, axes)(*vectors)
+        for result, vector in zip(results, vectors, strict=True):
+            np.testing.assert_allclose(result, jnp.broadcast_to(vector.sum(-1), 5), rtol=1e-12)
+        rows, vector = vectors
+        result = jax.vmap(lambda row, vector: products((row, vector), vector), axes)(rows, vector)
+        expected = [jnp.sum(row * vector, axis=-1) for row in vectors]
+        expected = jnp.stack([jnp.broadcast_to(x, 5) for x in expected], axis=1)
+        np.testing.assert_allclose(result, expected, rtol=1e-12)
+    np.testing.assert_allclose(jnp.stack(sums(a[0], b[0])), [a[0].sum(), b[0].sum()], rtol=1e-12)
 
 
 def test_anderson_near_the_origin():

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
+
+from .sums_of_vectors import products
 
 
 class History(NamedTuple):
@@ -51,9 +52,9 @@ def pushed(
         tuple(jnp.where(is_row[i], new, row) for i, row in enumerate(rows))
         for rows, new in ((history.df, df), (history.ds, ds))
     )
-    products = _products(dfs, df)
-    gram = jnp.where(is_row, products[:, None], history.gram)
-    gram = jnp.where(is_row[:, None], products, gram)
+    of_new = products(dfs, df)
+    gram = jnp.where(is_row, of_new[:, None], history.gram)
+    gram = jnp.where(is_row[:, None], of_new, gram)
     is_used = (history.is_used | is_row) & is_new
     return History(dfs, dss, gram, is_used, (history.oldest + 1) % room)
 
@@ -73,7 +74,7 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
     both = is_used[:, None] & is_used
     gram = jnp.where(both, scale[:, None] * history.gram * scale, 0)
     gram = gram + jnp.where(on_diagonal, shift, 0)
-    right = jnp.where(is_used, scale * _products(history.df, f), 0)
+    right = jnp.where(is_used, scale * products(history.df, f), 0)
     weights = scale * _solution(gram, right)
     terms = zip(is_used, weights, history.ds, strict=True)
     return s - sum(jnp.where(used, weight * row, 0) for used, weight, row in terms)
@@ -85,26 +86,10 @@ def _solution(matrix: Array, b: Array) -> Array:
     A positive definite matrix needs no pivoting. Under `vmap` this is elementwise work on the whole
     batch, whereas LAPACK would be called once for each sample.
     """
-    indices = jnp.arange(len(b))
     rows = jnp.concatenate([matrix, b[:, None]], axis=1)
     for i in range(len(b)):
-        row = rows[i] / rows[i, i]
-        rows = jnp.where((indices == i)[:, None], row, rows - rows[:, i, None] * row)
-    return rows[:, -1]
-
-
-@custom_vmap
-def _products(rows: tuple[Array, ...], row: Array) -> Array:
-    """The product of each row with `row`.
-
-    In chains of five layers with 290 units, a sweep takes a tenth less time than with separate sums
-    for the rows.
-    """
-    return jnp.matmul(jnp.stack(rows), row, precision="highest")
-
-
-@_products.def_vmap
-def _(size, in_batched, rows, row):
-    # Products of a batch of small matrices would be slow, and XLA would store the matrices.
-    terms = [jnp.broadcast_to(other * row, (size, row.shape[-1])) for other in rows]
-    return jnp.stack([jnp.sum(x, axis=-1) for x in terms], axis=-1), True
+        # The division of all entries is one kernel with the rest, that of a row a kernel by itself.
+        others = np.arange(len(b))[:, None] != i
+        rows = jnp.where(others, rows - rows[:, i, None] * rows[i] / rows[i, i], rows)
+    diagonal = jnp.sum(jnp.where(np.eye(len(b), dtype=bool), rows[:, :-1], 0), axis=1)
+    return rows[:, -1] / diagonal

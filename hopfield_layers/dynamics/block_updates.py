@@ -16,9 +16,10 @@ from ..model import AbstractEnergyModel
 from .anderson import extrapolated, History, no_history, pushed
 from .descent import energy_change, StepEnd
 from .flow import EnergyFlow, time_constants
-from .implicit_steps import implicit_steps
+from .implicit_steps import implicit_steps, Measured
 from .rest import limit_of, Rest, Tolerance, until_rest
 from .state_trees import largest, tree_where
+from .sums_of_vectors import products
 
 
 class BlockUpdates(eqx.Module):
@@ -32,14 +33,15 @@ class BlockUpdates(eqx.Module):
 
     The fastest block moves first. A sweep then moves every block in turn, at about the cost of one
     drive and one energy. While sweeps are long, as compared with x and u at the start, and hardly
-    get shorter, 1.4 times the displacement is tried. Otherwise, from the last `history` sweeps,
-    Anderson's method extrapolates to the point at which a sweep would move nothing. While sweeps
-    repeat about the same displacement, two times it, four times it and so on are tried. A state in
-    which the energy has risen by more than rounding error is rejected: an extrapolation is replaced
-    by the plain sweep, and a plain sweep by one with half the damping. If these make no progress
-    either, after 1000 sweeps, or if not all units rest after a sweep whose displacements are within
-    the tolerance, implicit steps follow: (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and H = ∂²L/∂x²,
-    where λ grows until the energy falls. Each step takes up to 100 products with S H.
+    get shorter, 1.4 times the displacement is tried. Otherwise Anderson's method extrapolates to
+    the point at which a sweep would move nothing, from the last `history` sweeps since
+    displacements grew. While sweeps repeat about the same displacement, two times it, four times it
+    and so on are tried. A state in which the energy has risen by more than rounding error is
+    rejected: an extrapolation is replaced by the plain sweep, and a plain sweep by one with half
+    the damping. If these make no progress either, after 1000 sweeps, or if not all units rest after
+    a sweep whose displacements are within the tolerance, implicit steps follow:
+    (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and H = ∂²L/∂x², where λ grows until the energy falls.
+    Each step takes up to 100 products with S H.
 
     This is a solver for [`hopfield_layers.relax`][] with `flow="activation"`. Its fixed point is
     downhill of x0, but need not be the attractor to which the flow leads.
@@ -85,8 +87,12 @@ class _Sweep(NamedTuple):
 class _State(NamedTuple):
     kept: _Sweep
     candidate: Float[Array, " n"]
+    measures: Bool[Array, ""]  # whether the next sweep measures the candidate, and moves nothing
     is_plain: Bool[Array, ""]  # whether the candidate is that of a plain sweep
     is_return: Bool[Array, ""]  # whether the candidate is `kept`, swept again with a smaller ω
+    is_done: Bool[Array, ""]
+    size: Float[Array, ""]  # ‖u‖ of `kept`
+    size_at_start: Float[Array, ""]  # ‖x‖ or ‖u‖ at the start, whichever is larger
     damping: Float[Array, ""]
     history: History
     stretch: Float[Array, ""]  # the factor of the displacement, usually 1
@@ -100,12 +106,12 @@ _PATIENCE = 8
 # where displacements turn slowly and grow, Anderson's method would lead back. In chains of five
 # layers (`benchmarks.relaxation`) 0.7 takes 14 to 18 % fewer sweeps than 0.99, and 0.5 as many.
 _PARALLEL = 0.7
-# A state is far from a fixed point where a sweep moves its units, by the root mean square, by more
-# than this share of the largest |x| or |u| at the start, hardly less than the sweep before, and not
-# back. Sweeps are then not nearly linear, and Anderson's method often leads uphill. From 24 initial
-# states, chains of scales 0.5, 1, 2 and 3 take 54, 61, 50 and 41 sweeps on average, and 55, 62, 58
-# and 43 without this.
-_FAR_SHARE = 0.01
+# A state is far from a fixed point where a sweep moves it by more than this share of ‖x‖ or ‖u‖ at
+# the start, hardly less than the sweep before, and not back. Sweeps are then not nearly linear, and
+# Anderson's method often leads uphill. From 64 initial states, chains of scales 0.5, 1, 2 and 3
+# take 45, 56, 44 and 38 sweeps on average, and 45, 58, 50 and 38 without this. If the history were
+# kept where displacements grow, they would take 46, 59, 47 and 39.
+_FAR_SHARE = 0.02
 _SLOW_SHARE = 0.7
 _OVERRELAXATION = 1.4
 # The most sweeps before implicit steps follow, which are better for a slow descent.
@@ -123,76 +129,83 @@ class Updates(eqx.Module):
 
     def run(self, x0: PyTree[Array]) -> Rest:
         """The final state, after sweeps and, if these don't suffice, implicit steps."""
-        _, unravel = ravel_pytree(x0)
         blocks = blocks_of(self.field.model, x0)
+        flat, unravel = ravel_pytree(x0)
+        moves_first = self._fastest(x0, blocks)
 
-        def is_moving(state: _State):
-            # For several blocks the distance is an estimate, see `_sweep`: the final state is
-            # measured by `implicit_steps`.
-            at_rest = state.kept.distance < 1
-            stuck = state.damping < 1e-4 * self.method.damping
-            in_range = (largest(state.kept.x) < limit) & jnp.isfinite(state.kept.distance)
-            return ~(at_rest | stuck) & in_range
+        def sweep(x, damping, step):
+            return self._sweep(x, damping, step, blocks, unravel)
 
         def step(state: _State):
-            return self._step(state, blocks, unravel, far)
+            return self._step(state, sweep, moves_first)
 
-        start = self._start(x0, blocks)
-        limit = limit_of((start.kept.x, start.kept.end.u))
-        far = _FAR_SHARE * start.kept.x.size**0.5 * largest((start.kept.x, start.kept.end.u))
-        most = min(self.max_steps, _MOST_SWEEPS)
-        state = until_rest(is_moving, step, start, most, self.meter)
-        x = unravel(state.kept.x)
-        return implicit_steps(self.field, x, state.num_steps, self.tolerance, limit, self.max_steps)
+        state = until_rest(
+            lambda state: ~state.is_done, step, self._start(flat, sweep), self._most, self.meter
+        )
+        at = Measured(*state.kept[:2], largest(state.kept.end.u), state.kept.distance)
+        limit = limit_of(state.size_at_start)
+        return implicit_steps(
+            self.field, at, unravel, state.num_steps, self.tolerance, limit, self.max_steps
+        )
 
-    def _start(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> _State:
-        """The state before the first sweep, in which only the fastest block moves.
+    @property
+    def _most(self) -> int:
+        """The most sweeps."""
+        return min(self.max_steps, _MOST_SWEEPS)
 
-        This block sees the initial states of the others, which would otherwise be overwritten.
-        """
-        energy, force = self.field.energy_and_force(_T0, x0)
-        g = self.field.model.activations(x0)
+    def _fastest(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> Array:
+        """Which units are of the fastest block."""
         taus = time_constants(self.field.model, x0)
         slowest = [_largest_of(taus, block) for block in blocks]
         # Of equally fast blocks the last one, because layers of hidden units tend to come last.
         fastest = len(blocks) - 1 - jnp.argmin(jnp.array(slowest[::-1]))
-        first = jax.tree.map(
-            lambda force, *moves: jnp.where(jnp.array(moves)[fastest], force, 0), force, *blocks
+        moves = jax.tree.map(lambda x, *moves: np.full(x.shape, moves.index(True)), x0, *blocks)
+        return np.concatenate([m.ravel() for m in jax.tree.leaves(moves)]) == fastest
+
+    def _start(self, x0: Array, sweep: Callable[..., _Sweep]) -> _State:
+        """The state before the first sweep, which measures x0."""
+        damping = jnp.asarray(self.method.damping, x0.dtype)
+        unknown = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, x0, damping, damping))
+        yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), jnp.int32)
+        one, history = jnp.ones((), x0.dtype), no_history(self.method.history, x0)
+        flags = {"measures": yes, "is_plain": yes, "is_return": yes, "is_done": no}
+        return _State(
+            unknown,
+            x0,
+            **flags,
+            size=one,
+            size_at_start=jnp.linalg.norm(x0),
+            damping=damping,
+            history=history,
+            stretch=one,
+            successes=zero,
+            num_steps=jnp.zeros((), int),
         )
-        x, move, g, flat_force = (ravel_pytree(tree)[0] for tree in (x0, first, g, force))
-        end = StepEnd(g, -flat_force, energy)
-        damping = jnp.asarray(self.method.damping, x.dtype)
-        kept = _Sweep(x, end, self.tolerance.distance(flat_force, x), damping)
-        yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), int)
-        history = no_history(self.method.history, x)
-        one, successes = jnp.ones((), x.dtype), jnp.zeros((), jnp.int32)
-        candidate = x + damping * move
-        return _State(kept, candidate, yes, no, damping, history, one, successes, zero)
 
     def _step(
-        self, state: _State, blocks: list[PyTree[bool]], unravel: Callable, far: Array
+        self, state: _State, sweep: Callable[..., _Sweep], moves_first: Bool[Array, " n"]
     ) -> _State:
         """Sweeps from the candidate, keeps or rejects it, and chooses the next one.
 
-        A state from which a sweep moves by more than `far` is far from a fixed point.
+        The first sweep and the last one measure a state, without a displacement.
         """
-        kept, damping = state.kept, state.damping
-        new = self._sweep(state.candidate, damping, blocks, unravel)
-        change = energy_change(kept.x, kept.end, new.x, new.end)
-        level = (change < 1) & (new.distance <= kept.distance)
-        overflows = ~jnp.isfinite(new.end.energy) & jnp.isfinite(kept.end.energy)
-        is_finite = jnp.isfinite(new.distance) & ~overflows
-        keep = is_finite & ((change < 0) | level | state.is_return)
+        kept, damping, measures = state.kept, state.damping, state.measures
+        is_first = measures & (state.num_steps == 0)
+        new = sweep(state.candidate, damping, jnp.where(measures, 0, damping))
+        keep = measures | _is_better(kept, new, state.is_return)
 
         # Anderson's method needs two states that were swept with the same damping.
         is_pair = keep & ~state.is_return & (state.num_steps > 0) & (kept.damping == damping)
         u, last_u = new.end.u, kept.end.u
+        square, product = products((u, last_u), u)
+        size, last_size = jnp.sqrt(square), state.size
         du = u - last_u
-        history = pushed(state.history, is_pair, du, new.x - kept.x - damping * du)
-        size, last_size = jnp.linalg.norm(u), jnp.linalg.norm(last_u)
-        product = jnp.vdot(u, last_u)
+        is_new = is_pair & (size <= last_size)
+        history = pushed(state.history, is_new, du, new.x - kept.x - damping * du)
         repeats = (product > _PARALLEL * size * last_size) & (size > 0.9 * last_size)
-        is_far = (size > far) & (size > _SLOW_SHARE * last_size) & (product > 0)
+        size_at_start = jnp.maximum(state.size_at_start, jnp.where(is_first, size, 0))
+        is_slow = (size > _SLOW_SHARE * last_size) & (product > 0)
+        is_far = (size > _FAR_SHARE * size_at_start) & is_slow
         stretch = jnp.where(is_pair & repeats, 2 * state.stretch, 1)
 
         fails = ~keep & state.is_plain
@@ -200,50 +213,70 @@ class Updates(eqx.Module):
         grows = (successes >= _PATIENCE) & (damping < self.method.damping)
         next_damping = jnp.where(fails, damping / 2, jnp.where(grows, 2 * damping, damping))
         # The least energy so far, so that rises within rounding don't add up.
-        least = eqx.tree_at(
-            lambda end: end.energy, new.end, jnp.minimum(new.end.energy, kept.end.energy)
-        )
+        energy = jnp.where(measures, new.end.energy, jnp.minimum(new.end.energy, kept.end.energy))
+        least = eqx.tree_at(lambda end: end.energy, new.end, energy)
         kept = tree_where(keep, new._replace(end=least), kept)
 
-        accelerates = keep & (jnp.any(history.is_used) | (stretch > 1))
+        # For several blocks the distance is an estimate, see `_sweep`: the final state is measured.
+        num_steps = state.num_steps + ~measures
+        stuck = next_damping < 1e-4 * self.method.damping
+        in_range = (largest(kept.x) < limit_of(size_at_start)) & jnp.isfinite(kept.distance)
+        ends = (kept.distance < 1) | stuck | ~in_range | (num_steps >= self._most)
+
+        accelerates = keep & (jnp.any(history.is_used) | (stretch > 1)) & ~ends
         u = kept.end.u
-        plain = kept.x - damping * u
+        plain = kept.x - damping * jnp.where(is_first & ~moves_first, 0, u)
         stretched = kept.x - jnp.maximum(stretch, _OVERRELAXATION) * damping * u
         is_stretched = (stretch > 1) | is_far
         further = jnp.where(is_stretched, stretched, extrapolated(history, u, plain))
-        candidate = jnp.where(accelerates, further, jnp.where(fails, kept.x, plain))
+        candidate = jnp.where(accelerates, further, jnp.where(fails | ends, kept.x, plain))
         return _State(
             kept,
             candidate,
-            ~accelerates,
-            fails,
-            next_damping,
-            history,
-            stretch,
-            jnp.where(grows, 0, successes),
-            state.num_steps + 1,
+            measures=ends,
+            is_plain=~accelerates,
+            is_return=fails | ends,
+            is_done=measures & (ends | ~is_first),
+            size=jnp.where(keep, size, last_size),
+            size_at_start=size_at_start,
+            damping=next_damping,
+            history=history,
+            stretch=stretch,
+            successes=jnp.where(grows, 0, successes),
+            num_steps=num_steps,
         )
 
-    def _sweep(self, x: Array, damping: Array, blocks: list, unravel: Callable) -> _Sweep:
-        """The state x, and its displacement when every block moves in turn.
+    def _sweep(
+        self, x: Array, damping: Array, step: Array, blocks: list, unravel: Callable
+    ) -> _Sweep:
+        """The state x, and its displacement when every block moves in turn by `step` times −u.
 
         The drive of a later block is that after the earlier ones have moved, so that for several
-        blocks the distance at x is an estimate.
+        blocks the distance at x is an estimate. With a step of 0 it is exact.
         """
-        start = moved = unravel(x)
+        start = unravel(x)
         energy, force = self.field.energy_and_force(_T0, start)
+        total = jax.tree.map(jnp.zeros_like, start)
         for i, block in enumerate(blocks):
-            force = force if i == 0 else self.field.force(_T0, moved)
-            moved = jax.tree.map(
-                lambda moves, x, force: x + damping * force if moves else x, block, moved, force
-            )
-        move = (ravel_pytree(moved)[0] - x) / damping
-        g, _ = ravel_pytree(self.field.model.activations(start))
-        end = StepEnd(g, -move, energy)
-        return _Sweep(x, end, self.tolerance.distance(move, x), damping)
+            if i > 0:
+                moved = jax.tree.map(lambda x, force: x + step * force, start, total)
+                force = self.field.force(_T0, moved)
+            total = jax.tree.map(lambda moves, new, old: new if moves else old, block, force, total)
+        g, force = (ravel_pytree(tree)[0] for tree in (self.field.model.activations(start), total))
+        # Without what is lost in the rounding of x, from which Anderson's method would extrapolate.
+        move = jnp.where(step > 0, ((x + damping * force) - x) / damping, force)
+        return _Sweep(x, StepEnd(g, -move, energy), self.tolerance.distance(move, x), damping)
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t
+
+
+def _is_better(kept: _Sweep, new: _Sweep, is_return: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether the energy has fallen, or is the same with a smaller distance, or at the same x."""
+    change = energy_change(kept.x, kept.end, new.x, new.end)
+    level = (change < 1) & (new.distance <= kept.distance)
+    overflows = ~jnp.isfinite(new.end.energy) & jnp.isfinite(kept.end.energy)
+    return jnp.isfinite(new.distance) & ~overflows & ((change < 0) | level | is_return)
 
 
 def blocks_of(model: AbstractEnergyModel, x: PyTree[Array]) -> list[PyTree[bool]]:

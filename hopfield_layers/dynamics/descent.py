@@ -15,6 +15,7 @@ from .flow import EnergyFlow
 from .inputs import depends_on_time
 from .problems import check_tools
 from .state_trees import sum_over_units, tree_where, without_derivatives
+from .sums_of_vectors import sums
 
 
 _T = TypeVar("_T")
@@ -158,28 +159,29 @@ def energy_change(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: Ste
     """−1 if the energy of a sample falls, 1 if it rises, and a value between if that is uncertain.
 
     Where rounding hides the sign of the difference, the sign of ½ Σ (u₀ + u₁)(g₁ − g₀) is used,
-    which doesn't cancel; where rounding may hide that too, half of this sign, or 0.
+    which doesn't cancel; where rounding may hide that too, half of this sign, or 0. The value has
+    no derivatives.
     """
+    x0, x1 = without_derivatives((x0, x1))
     rise = end.energy - start.energy
     eps = jnp.finfo(rise.dtype).eps
     num_units = sum(x.size for x in jax.tree.leaves(x0)) // max(rise.size, 1)
 
-    def size(x, step_end):
-        products = jax.tree.map(lambda x, g: jnp.abs(x * g), x, step_end.g)
-        return jnp.abs(step_end.energy) + sum_over_units(products, rise)
+    def terms(x0, x1, g0, g1, u0, u1):
+        """The size of the energies, the work, and the size of its rounding errors."""
+        size = jnp.abs(x0 * g0) + jnp.abs(x1 * g1)
+        noise = 2 * (abs(x0) + abs(x1)) * abs(g1 - g0) + abs(u0 + u1) * (abs(g0) + abs(g1))
+        return size, (u0 + u1) * (g1 - g0), noise
 
-    def work(x0, x1, g0, g1, u0, u1):
-        return (u0 + u1) * (g1 - g0)
-
-    def noise(x0, x1, g0, g1, u0, u1):
-        return 2 * (abs(x0) + abs(x1)) * abs(g1 - g0) + abs(u0 + u1) * (abs(g0) + abs(g1))
-
-    def total(fn):
-        return sum_over_units(jax.tree.map(fn, x0, x1, start.g, end.g, start.u, end.u), rise)
-
-    rounding = (8 + num_units**0.5) * eps * (size(x0, start) + size(x1, end))
+    trees = x0, x1, start.g, end.g, start.u, end.u
+    of_arrays = [terms(*arrays) for arrays in zip(*map(jax.tree.leaves, trees), strict=True)]
+    if isinstance(x0, Array) and x0.ndim == 1 and rise.ndim == 0:
+        size, work, noise = sums(*of_arrays[0])
+    else:
+        size, work, noise = (sum_over_units(term, rise) for term in zip(*of_arrays, strict=True))
+    rounding = (8 + num_units**0.5) * eps * (jnp.abs(start.energy) + jnp.abs(end.energy) + size)
     # The factors stand outside of the sums, where XLA on CPUs would store them for each unit.
-    works, noises = total(work) / 2, 4 * eps * total(noise)
+    works, noises = work / 2, 4 * eps * noise
     by_work = jnp.where(jnp.abs(works) <= noises, 0.5, 1) * jnp.sign(works)
     change = jnp.where(jnp.abs(rise) <= rounding, by_work, jnp.sign(rise))
     by_energy = jnp.where(end.energy <= start.energy, jnp.where(rise < 0, -1, 0), 1)

@@ -53,7 +53,7 @@ class FlowToRest(eqx.Module):
 
         def is_moving(state):
             hopeless = jnp.isnan(state.residual)  # only at x0, because no step to NaN is kept
-            return ~(state.at_rest | hopeless)
+            return ~(state.at_rest | hopeless) & (state.num_steps < self.max_steps)
 
         state = until_rest(is_moving, self.step, self.init(x0), self.max_steps, self.meter)
         known = is_descent(self.controller)

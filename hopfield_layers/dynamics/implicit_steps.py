@@ -1,5 +1,6 @@
 """Relaxation by implicit steps, which need neither convexity nor a good start."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from .descent import energy_change, step_end, StepEnd
+from .descent import energy_change, StepEnd
 from .flow import EnergyFlow
 from .linear_systems import conjugate_gradients, LARGEST_PART
 from .map_in_parts import map_in_parts
@@ -16,7 +17,7 @@ from .rest import Rest, Tolerance
 from .state_trees import largest, tree_where
 
 
-class _Measured(NamedTuple):
+class Measured(NamedTuple):
     """A state and its `StepEnd` as flat vectors, and what is measured there."""
 
     x: Float[Array, " n"]
@@ -26,14 +27,15 @@ class _Measured(NamedTuple):
 
 
 class _State(NamedTuple):
-    at: _Measured
+    at: Measured
     shift: Float[Array, ""]  # λ
     num_steps: Int[Array, ""]
 
 
 def implicit_steps(
     field: EnergyFlow,
-    x: PyTree[Array],
+    start: Measured,
+    unravel: Callable[[Array], PyTree[Array]],
     num_steps: Int[Array, ""],
     tolerance: Tolerance,
     limit: Float[Array, ""],
@@ -47,15 +49,12 @@ def implicit_steps(
     """
     t = np.zeros(())  # the flow doesn't change with t
 
-    flat, unravel = ravel_pytree(x)
-
     def measured(x):
         tree = unravel(x)
-        end = step_end(field, t, tree)
-        force = field.force_of(tree, end.u)
-        g, u, force = (ravel_pytree(tree)[0] for tree in (end.g, end.u, force))
+        energy, force = field.energy_and_force(t, tree)
+        g, force = (ravel_pytree(tree)[0] for tree in (field.model.activations(tree), force))
         distance = tolerance.distance(force, x)
-        return _Measured(x, StepEnd(g, u, end.energy), largest(force), distance)
+        return Measured(x, StepEnd(g, -force, energy), largest(force), distance)
 
     def is_moving(state: _State):
         at = state.at
@@ -85,8 +84,7 @@ def implicit_steps(
         num_steps = state.num_steps + 1 + solution.num_steps
         return _State(tree_where(keep, new, at), shift, num_steps)
 
-    first = measured(flat)
-    start = _State(first, jnp.ones_like(first.distance), num_steps)
-    last, _, num_steps = jax.lax.while_loop(is_moving, step, start)
+    first = _State(start, jnp.ones_like(start.distance), num_steps)
+    last, _, num_steps = jax.lax.while_loop(is_moving, step, first)
     x = unravel(last.x)
     return Rest(x, last.end.energy, last.residual, last.distance < 1, None, num_steps)

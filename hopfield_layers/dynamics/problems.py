@@ -38,6 +38,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
 
     @ft.partial(jax.jit, static_argnames="others")
     def compiled(arrays, others):
+        check_axes(arrays, "the arguments")  # once, as the axes are part of the types
         leaves, structure = jax.tree.flatten(fn(*_joined(arrays, others)))
         return leaves, _Static(structure)
 
@@ -54,7 +55,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     @ft.wraps(fn)
     def call(**arguments):
         arrays, others = _separated([arguments[name] for name in names])
-        check_axes(arrays, "the arguments")
+        check_axes((), "the arguments")
         try:
             return on_each_device(on_one_device, arrays, others, arguments["throw"])
         except Exception as error:
@@ -80,8 +81,9 @@ class _Static:
 def _separated(tree: PyTree) -> tuple[list[AnyArray], tuple]:
     """The arrays of a tree, and all else of it, which is hashable."""
     leaves, structure = jax.tree.flatten(tree)
-    arrays = [x for x in leaves if eqx.is_array(x)]
-    return arrays, (structure, tuple(None if eqx.is_array(x) else x for x in leaves))
+    others = tuple(None if eqx.is_array(x) else x for x in leaves)
+    arrays = [x for x, other in zip(leaves, others, strict=True) if other is None]
+    return arrays, (structure, others)
 
 
 def _joined(arrays: Sequence[Array], others: tuple) -> PyTree:
@@ -241,7 +243,8 @@ def solve_dtype(x0: PyTree[AnyArray]) -> np.dtype:
     if not leaves:
         raise ValueError(f"Expected a state of one array at least, got {x0}.")
     x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    narrow = (jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype != np.float64 for x in leaves)
+    dtypes = {x.dtype for x in leaves}
+    narrow = (jnp.issubdtype(dtype, jnp.inexact) and dtype != np.float64 for dtype in dtypes)
     return np.dtype(np.float32 if not x64 or all(narrow) else np.float64)
 
 

@@ -192,13 +192,17 @@ def _check_positive(numbers: dict[str, Any]) -> None:
 
 @problems.flat_jit
 def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter, throw):
-    """The relaxed samples, which of them have an energy without lower bound, and the errors."""
+    """The relaxed samples, which of them have an energy without lower bound, and the errors.
+
+    Errors are looked for only if `throw`.
+    """
     problem = InitialValueProblem(arguments)
-    dtype, errors = problem.dtype, problems.start_errors(problem)
-    for name, number in numbers.items():
-        errors[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
-    errors = Errors.of(errors)
+    dtype, errors = problem.dtype, Errors.of({})
     if throw:
+        flags = problems.start_errors(problem)
+        for name, number in numbers.items():
+            flags[f"Expected a finite {name} > 0."] = ~((number > 0) & (number < jnp.inf))
+        errors = Errors.of(flags)
         # No step is taken from NaN.
         x0 = tree_where(errors.index < 0, problem.x0, jax.tree.map(nan_like, problem.x0))
         problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
@@ -227,14 +231,16 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
         return Relaxation(x, energy, **attributes), is_unbounded
 
     rest, is_unbounded = problem.map(relax_sample, batch_size=batch_size)
-    unconverged = ~rest.converged
-    diverged = unconverged & jnp.isinf(rest.residual)
-    outcomes = {
-        _DIVERGED.format(details=""): jnp.any(diverged),
-        _UNBOUNDED.format(details="a unit"): jnp.any(is_unbounded),
-        _UNCONVERGED.format(details=""): jnp.any(unconverged),
-    }
-    return rest, is_unbounded, errors | Errors.of(outcomes)
+    if throw:
+        unconverged = ~rest.converged
+        diverged = unconverged & jnp.isinf(rest.residual)
+        outcomes = {
+            _DIVERGED.format(details=""): jnp.any(diverged),
+            _UNBOUNDED.format(details="a unit"): jnp.any(is_unbounded),
+            _UNCONVERGED.format(details=""): jnp.any(unconverged),
+        }
+        errors |= Errors.of(outcomes)
+    return rest, is_unbounded, errors
 
 
 def _with_details(

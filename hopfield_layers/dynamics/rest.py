@@ -81,7 +81,7 @@ def until_rest(
     max_steps: int,
     meter: diffrax.AbstractProgressMeter,
 ) -> _State:
-    """Takes steps while `is_moving`, up to `max_steps`, and shows the share of these on `meter`.
+    """Takes steps while `is_moving`, and shows their number as a share of `max_steps` on `meter`.
 
     The last entry of a state is the number of steps.
     """
@@ -91,10 +91,6 @@ def until_rest(
         state = step(state)
         return state, meter.step(shown, state[-1] / max_steps)
 
-    def continues(carry):
-        state, _ = carry
-        return is_moving(state) & (state[-1] < max_steps)
-
-    state, shown = while_loop(continues, metered, (start, meter.init()))
+    state, shown = while_loop(lambda carry: is_moving(carry[0]), metered, (start, meter.init()))
     meter.close(shown)
     return state
