@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._trees import filled
 from .elementary import exponent_below, scaled_exp
 from .entmax import find_threshold, Units, units
 from .scores import AbstractStreamed, Block, Scores, Slopes
@@ -89,7 +90,7 @@ def _result_jvp(primals, tangents):
     d_largest = sum((s @ dg for s, dg in pairs if dg is not None), jnp.zeros_like(beta))
     primals = (scores, result.shares)
     # Tangents of None are 0.
-    still_scores, still = jax.tree.map(lambda _: None, primals)
+    still_scores, still = filled(primals, None)
     moves = still._replace(beta=d_beta, alpha=d_alpha, largest=d_largest)
     _, change = eqx.filter_jvp(_sums, primals, (d_scores, moves))
     by_t = (still_scores, still._replace(t=jnp.ones_like(beta)))

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 import diffrax
@@ -12,6 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._trees import filled
 from ..model import AbstractEnergyModel
 from .anderson import extrapolated, History, no_history, pushed
 from .descent import energy_change, StepEnd
@@ -214,7 +216,7 @@ class Updates(eqx.Module):
         next_damping = jnp.where(fails, damping / 2, jnp.where(grows, 2 * damping, damping))
         # The least energy so far, so that rises within rounding don't add up.
         energy = jnp.where(measures, new.end.energy, jnp.minimum(new.end.energy, kept.end.energy))
-        least = eqx.tree_at(lambda end: end.energy, new.end, energy)
+        least = eqx.tree_at(attrgetter("energy"), new.end, energy)
         kept = tree_where(keep, new._replace(end=least), kept)
 
         # For several blocks the distance is an estimate, see `_sweep`: the final state is measured.
@@ -282,10 +284,10 @@ def _is_better(kept: _Sweep, new: _Sweep, is_return: Bool[Array, ""]) -> Bool[Ar
 def blocks_of(model: AbstractEnergyModel, x: PyTree[Array]) -> list[PyTree[bool]]:
     """For each block of the model a tree of booleans like x, True for the arrays that move."""
     if not callable(declared := getattr(model, "blocks", None)):
-        return [jax.tree.map(lambda _: True, x)]
+        return [filled(x, True)]
 
     def spread(moves, x):
-        return jax.tree.map(lambda _: bool(moves), x)
+        return filled(x, bool(moves))
 
     blocks = [jax.tree.map(spread, block, x) for block in declared()]  # pyright: ignore[reportGeneralTypeIssues]
     counts = [sum(moves) for moves in zip(*map(jax.tree.leaves, blocks), strict=True)]

@@ -1,6 +1,7 @@
 """Step size control by the energy."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import diffrax
@@ -69,7 +70,7 @@ def descend_along(field: EnergyFlow, controller: _T) -> _T:
             return node
         if depends_on_time(field.inputs):
             raise ValueError("The energy may rise with inputs that depend on t: expected arrays.")
-        return eqx.tree_at(lambda c: c.field, node, field)
+        return eqx.tree_at(attrgetter("field"), node, field)
 
     return jax.tree.map(replace, controller, is_leaf=is_descent)
 
@@ -110,7 +111,7 @@ class _AbstractDescent(diffrax.AbstractStepSizeController):
     field: eqx.AbstractVar[EnergyFlow]
 
     def wrap(self, direction):
-        return eqx.tree_at(lambda c: c.controller, self, self.controller.wrap(direction))
+        return eqx.tree_at(attrgetter("controller"), self, self.controller.wrap(direction))
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order, start=None):
         """Like the wrapped controller; `start` is the `StepEnd` at y0, if it is known."""

@@ -19,7 +19,7 @@ from .map_in_parts import map_in_parts
 from .newton_krylov import Krylov
 from .rest import FAR, limit_of, of_samples
 from .run_time_errors import unless
-from .state_trees import largest, like_state, tree_where, without_derivatives
+from .state_trees import largest, like_state, on_vectors, tree_where, without_derivatives
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t
@@ -92,10 +92,8 @@ def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array
     """dx with ∂c/∂x dx = b, or the best approximation that the methods found."""
     field = search.field
     _, unravel = ravel_pytree(x)
-    _, jacobian = jax.linearize(lambda x: _condition(x, (search, x0)), x)
-
-    def product(v):
-        return ravel_pytree(jacobian(unravel(v)))[0]
+    _, jacobian = jax.linearize(functools.partial(_condition, parameters=(search, x0)), x)
+    product = on_vectors(jacobian, unravel)
 
     def checked(solve):
         def solution(product, b):
@@ -130,8 +128,8 @@ class _Symmetric:
         if field.clamp is not None:
             held, _ = ravel_pytree(like_state(x, field.clamp.held, "clamp"))
             self.free = jnp.where(held, 0, self.free)
-        self.H = lambda v: ravel_pytree(metric(unravel(v)))[0]
-        self.S = lambda v: ravel_pytree(curvature(unravel(v)))[0]
+        self.H = on_vectors(metric, unravel)
+        self.S = on_vectors(curvature, unravel)
 
     def solve(self, product, b):
         """d with A d = b: its free part by conjugate gradients, and then d = b − D S H d."""

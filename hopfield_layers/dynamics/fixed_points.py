@@ -1,6 +1,7 @@
 """The distinct fixed points of a model, from many starts."""
 
 import operator
+from functools import partial
 from typing import SupportsIndex
 
 import diffrax
@@ -13,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Real
 
+from .._trees import entries
 from ..model import AbstractEnergyModel, AnyArray, StateLike
 from . import problems
 from .block_updates import BlockUpdates
@@ -158,7 +160,7 @@ def fixed_points(
     g = _activations(model, x) if converged.size else x
     energy, residual, converged = (a.reshape(-1) for a in (energy, residual, converged))
     first, index = _distinct(g, np.asarray(energy), np.asarray(converged), apart)
-    points = jax.tree.map(lambda x: x[first], x)
+    points = entries(x, first)
     eigenvalues = _eigenvalues(one, points, len(first), count, dtype)
     counts = np.bincount(index[index >= 0], minlength=len(first))
     return FixedPoints(
@@ -276,4 +278,4 @@ def _eigenvalues(
 @eqx.filter_jit
 def _of_each(field: EnergyFlow, points: PyTree[Array], count: int) -> Float[Array, "points count"]:
     # One point at a time, because each needs memory for a matrix or a basis of directions.
-    return jax.lax.map(lambda x: smallest_eigenvalues(field, x, count), points)
+    return jax.lax.map(partial(smallest_eigenvalues, field, count=count), points)

@@ -1,6 +1,7 @@
 """Relaxation by implicit steps, which need neither convexity nor a good start."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from .flow import EnergyFlow
 from .linear_systems import conjugate_gradients, LARGEST_PART
 from .map_in_parts import map_in_parts
 from .rest import Rest, Tolerance
-from .state_trees import largest, tree_where
+from .state_trees import largest, on_vectors, tree_where
 
 
 class Measured(NamedTuple):
@@ -64,8 +65,8 @@ def implicit_steps(
     def step(state: _State):
         at, shift = state.at, state.shift
         x = at.x
-        _, metric = jax.linearize(lambda x: ravel_pytree(field.model.activations(unravel(x)))[0], x)
-        force, slope = jax.linearize(lambda x: ravel_pytree(field.force(t, unravel(x)))[0], x)
+        _, metric = jax.linearize(on_vectors(field.model.activations, unravel), x)
+        force, slope = jax.linearize(on_vectors(partial(field.force, t), unravel), x)
 
         def shifted(v):
             return shift * v - slope(v)

@@ -1,6 +1,7 @@
 """External inputs that change in time, and the times at which a step has to end for them."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import diffrax
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, PyTree, Real, Shaped
 
 from .._conversion import as_float
+from .._trees import entries
 from ..model import StateLike
 
 
@@ -74,7 +76,7 @@ class PiecewiseConstantInterpolation(diffrax.AbstractGlobalInterpolation):
             start, end = (self.evaluate(t, left=left) for t in (t0, t1))
             return jax.tree.map(jnp.subtract, end, start)
         index = jnp.searchsorted(self.ts, t0, side="left" if left else "right") - 1
-        return jax.tree.map(lambda ys: ys[jnp.maximum(index, 0)], self.ys)
+        return entries(self.ys, jnp.maximum(index, 0))
 
 
 class InputsWithJumps(eqx.Module):
@@ -134,9 +136,9 @@ def inputs_at(inputs: Inputs, t: Real[ArrayLike, ""]) -> StateLike | None:
 def with_times_in(inputs: Any, dtype: DTypeLike) -> Any:
     """The inputs with the times of their grid or jumps in the dtype of t."""
     if isinstance(inputs, diffrax.AbstractGlobalInterpolation):
-        times = lambda inputs: inputs.ts
+        times = attrgetter("ts")
     elif isinstance(inputs, InputsWithJumps):
-        times = lambda inputs: inputs.jump_ts
+        times = attrgetter("jump_ts")
     else:
         return inputs
     return eqx.tree_at(times, inputs, replace_fn=lambda ts: as_float(ts).astype(dtype))
@@ -171,8 +173,8 @@ def split_samples(inputs: Any, x0: PyTree[Array], batch: tuple[int, ...]) -> tup
     like = {name: x0[name] for name in ys} if isinstance(x0, dict) else x0
     own = jax.tree.map(batch_first, ys, like)
     shared = jax.tree.map(lambda y, own: y if own is None else None, ys, own)
-    varying = eqx.tree_at(lambda path: (path.ts, path.ys), inputs, (None, own))
-    return varying, eqx.tree_at(lambda path: path.ys, inputs, shared)
+    varying = eqx.tree_at(attrgetter("ts", "ys"), inputs, (None, own))
+    return varying, eqx.tree_at(attrgetter("ys"), inputs, shared)
 
 
 def bends_and_jumps(inputs: Inputs) -> tuple[Array | None, Array | None]:

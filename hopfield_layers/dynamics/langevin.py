@@ -1,6 +1,8 @@
 """The state flow at finite temperature."""
 
 import math
+from functools import partial
+from operator import methodcaller
 from typing import Any, Unpack
 
 import diffrax
@@ -131,7 +133,7 @@ def _langevin(arguments, numbers, key, max_steps, batch_size, throw, solver, sav
     numbers["dt0"] = jax.lax.stop_gradient(numbers["dt0"])
     t0, t1, dt0, temperature = (numbers[name] for name in ("t0", "t1", "dt0", "temperature"))
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
-    saveat = with_times(saveat, lambda ts: ts.astype(problem.dtype))
+    saveat = with_times(saveat, methodcaller("astype", problem.dtype))
     errors = Errors.of({})
     if throw:
         errors = Errors.of(time_errors(saveat, None, t0, t1, None))
@@ -155,7 +157,7 @@ def _langevin(arguments, numbers, key, max_steps, batch_size, throw, solver, sav
         return diffrax.diffeqsolve(terms, solver, t0=t0, t1=t1, y0=x0, **how)
 
     implementation = jax.random.key_impl(key)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(math.prod(problem.batch)))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(math.prod(problem.batch)))
     key_data = jax.random.key_data(keys.reshape(problem.batch))
     solution = problem.map(solve_sample, key_data, states, batch_size=batch_size)
     if throw:

@@ -11,6 +11,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree
 
 from .._meshes import is_on_mesh
+from .._trees import filled
 
 
 _T = TypeVar("_T")
@@ -52,7 +53,7 @@ def map_in_parts(fn: Callable[..., _T], largest: int, *arguments: PyTree[Array])
             results = whole(batched)
         else:
             results = jax.lax.platform_dependent(batched, cpu=in_parts, default=whole)
-        return results, jax.tree.map(lambda _: True, results)
+        return results, filled(results, True)
 
     return run(arrays, arguments)
 

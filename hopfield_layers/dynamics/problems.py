@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._conversion import as_float
 from .._meshes import check_axes, check_axes_of_closures, is_on_mesh, on_each_device
+from .._trees import entries
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 from .flow import EnergyFlow
 from .inputs import depends_on_time, Inputs, split_samples, values_on_grid, with_times_in
@@ -140,7 +141,7 @@ class InitialValueProblem(eqx.Module):
         self.dtype = solve_dtype(x0)
         self.x0 = jax.tree.map(lambda x: as_float(x).astype(self.dtype), x0)
         if (ys := values_on_grid(inputs)) is not None:
-            jax.eval_shape(lambda: like_state(self.x0, jax.tree.map(lambda y: y[0], ys), "inputs"))
+            jax.eval_shape(lambda: like_state(self.x0, entries(ys, 0), "inputs"))
         elif inputs is not None and not depends_on_time(inputs):
             inputs = like_state(self.x0, inputs, "inputs")
         self.field = EnergyFlow(model, flow, clamp, inputs)

@@ -2,6 +2,7 @@
 
 import functools as ft
 import math
+from operator import attrgetter
 from typing import Any
 
 import diffrax
@@ -205,7 +206,7 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
         errors = Errors.of(flags)
         # No step is taken from NaN.
         x0 = tree_where(errors.index < 0, problem.x0, jax.tree.map(nan_like, problem.x0))
-        problem = eqx.tree_at(lambda problem: problem.x0, problem, x0)
+        problem = eqx.tree_at(attrgetter("x0"), problem, x0)
     tol, default = numbers.get("tol"), float(jnp.finfo(dtype).eps) ** (2 / 3)
     tolerance = (
         Tolerance(default, default) if tol is None else Tolerance(0.0, jnp.asarray(tol, dtype))
@@ -225,7 +226,7 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
 
     def relax_sample(field, x0):
         model = without_closures(field.model, x0)
-        field = eqx.tree_at(lambda field: field.model, field, model)
+        field = eqx.tree_at(attrgetter("model"), field, model)
         x, energy, attributes = settle(search(field), x0, throw)
         is_unbounded = attributes.pop("is_unbounded")
         return Relaxation(x, energy, **attributes), is_unbounded

@@ -13,6 +13,7 @@ the states between them too.
 import math
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import diffrax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._conversion import wide_dtype
+from .._trees import entries, filled, is_none
 from .descent import is_descent
 from .exponential import AbstractExponential
 from .flow import EnergyFlow
@@ -96,7 +98,7 @@ def _(perturbed, differentiated, solve, saveat, how):
     solution = solve(differentiated, how.record())
     (ts, steps, _), (ys, _, states) = solution.ts, solution.ys
     num_steps = solution.stats["num_accepted_steps"]
-    solution = eqx.tree_at(lambda s: (s.ts, s.ys), solution, (ts, ys))
+    solution = eqx.tree_at(attrgetter("ts", "ys"), solution, (ts, ys))
     return solution, (steps, states, num_steps)
 
 
@@ -110,9 +112,9 @@ def _(residuals, gradient, perturbed, differentiated, solve, saveat, how):
     like = steps.num_steps.astype(t0.dtype), dx0
     dts, dys = _filled((gradient.ts, gradient.ys), like, len(problem.batch))
     if how.saves_t1:
-        dx, dt1 = jax.tree.map(lambda dy: dy[-1], dys), dt1 + jnp.sum(dts[-1])
+        dx, dt1 = entries(dys, -1), dt1 + jnp.sum(dts[-1])
     if how.saves_t0:
-        dx0, dt0 = jax.tree.map(lambda dy: dy[0], dys), dt0 + jnp.sum(dts[0])
+        dx0, dt0 = entries(dys, 0), dt0 + jnp.sum(dts[0])
     darrays = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_dtype(x.dtype)), steps.arrays)
     carry = dx, darrays, jnp.zeros_like(t0), jnp.zeros_like(t1)
 
@@ -128,9 +130,9 @@ def _(residuals, gradient, perturbed, differentiated, solve, saveat, how):
     _, carry = jax.lax.while_loop(continues, body, (num_segments - 1, carry))
     dx, darrays, dstart, dend = carry
     darrays = jax.tree.map(lambda d, x: d.astype(x.dtype), darrays, steps.arrays)
-    nothing = jax.tree.map(lambda _: None, problem)
+    nothing = filled(problem, None)
     fields = darrays, jax.tree.map(jnp.add, dx0, dx)
-    dproblem = eqx.tree_at(lambda p: (p.field, p.x0), nothing, fields, is_leaf=lambda x: x is None)
+    dproblem = eqx.tree_at(attrgetter("field", "x0"), nothing, fields, is_leaf=is_none)
     return dproblem, dt0 + dstart, dt1 + dend
 
 
@@ -170,7 +172,7 @@ class _Steps(eqx.Module):
         """The states at the end of a step from x."""
         _, static = eqx.partition(self.problem.field, eqx.is_inexact_array)
         fields = eqx.combine(arrays, static), x
-        problem = eqx.tree_at(lambda p: (p.field, p.x0), self.problem, fields)
+        problem = eqx.tree_at(attrgetter("field", "x0"), self.problem, fields)
 
         def of_sample(field, x, start, end):
             term, solver = self.how.term_of(field), self.how.solver
@@ -238,7 +240,7 @@ class _Steps(eqx.Module):
             k, (dx, darrays, dt0, dt1) = carry
             i = offset + k
             is_taken, interval = i < self.num_steps, self.interval(i)
-            x = jax.tree.map(lambda xs: xs[k], xs)
+            x = entries(xs, k)
             _, pull = jax.vjp(self.step, self.arrays, x, *interval)
             zeros = jax.tree.map(jnp.zeros_like, dx)
             darrays_i, before, dstart, dend = pull(self.select(is_taken, dx, zeros))
@@ -262,7 +264,7 @@ def _filled(cotangents: PyTree, like: PyTree[Array], num_axes: int) -> PyTree[Ar
             return jnp.zeros((2, *x.shape), x.dtype)
         return jnp.moveaxis(cotangent, num_axes, 0)
 
-    return jax.tree.map(fill, cotangents, like, is_leaf=lambda x: x is None)
+    return jax.tree.map(fill, cotangents, like, is_leaf=is_none)
 
 
 def _total(cotangent: Array | None) -> Array | float:

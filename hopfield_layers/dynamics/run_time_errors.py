@@ -7,6 +7,7 @@ There the results are NaN instead.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -93,7 +94,7 @@ def unless(
         check.def_partition(partition, sharding_rule=rule)
         one = check(failed, *arguments)
     # Only a scalar passes through the check, so that no array is gathered for it.
-    return jax.tree.map(lambda x: _where(one == 1, x), tree)
+    return jax.tree.map(partial(_where, one == 1), tree)
 
 
 def nan_like(x: Array) -> Array:

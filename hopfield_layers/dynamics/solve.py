@@ -1,6 +1,7 @@
 """Solutions of a model's flow, sample by sample."""
 
 from collections.abc import Callable, Mapping
+from operator import methodcaller
 from typing import Any, TypedDict, Unpack
 
 import diffrax
@@ -152,7 +153,7 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     controller = problems.in_dtype(controller, problem.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
     # In the dtype of the solve, which they would otherwise widen.
-    saveat = with_times(saveat, lambda ts: ts.astype(problem.dtype))
+    saveat = with_times(saveat, methodcaller("astype", problem.dtype))
     problems.check_adaptive(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import diffrax
@@ -13,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
+from .._trees import is_none
 from . import problems
 from .descent import is_descent
 from .flow import max_rate
@@ -115,10 +117,10 @@ def with_times(saveat: diffrax.SaveAt, fn: Callable[[Array], Array]) -> diffrax.
     """`saveat` with `fn` of its times."""
 
     def convert(sub):
-        return sub if sub.ts is None else eqx.tree_at(lambda s: s.ts, sub, fn(sub.ts))
+        return sub if sub.ts is None else eqx.tree_at(attrgetter("ts"), sub, fn(sub.ts))
 
     subs = jax.tree.map(convert, saveat.subs, is_leaf=_is_sub)
-    return eqx.tree_at(lambda s: s.subs, saveat, subs, is_leaf=lambda x: x is None)
+    return eqx.tree_at(attrgetter("subs"), saveat, subs, is_leaf=is_none)
 
 
 def _is_sub(node: object) -> bool:

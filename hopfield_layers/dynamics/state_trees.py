@@ -1,5 +1,7 @@
 """Trees with the structure of a state: clamps, inputs, sums and selections."""
 
+import functools as ft
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import equinox as eqx
@@ -7,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._conversion import as_float, broadcast
+from .._trees import filled
 from ..model import AbstractEnergyModel, AnyArray, Flow, StateLike
 
 
@@ -93,7 +97,7 @@ def like_state(
     """
     structure = jax.tree.structure(x)
     if isinstance(x, dict) and isinstance(tree, dict) and set(tree) < set(x):
-        tree = jax.tree.map(lambda _: False, x) | tree
+        tree = filled(x, False) | tree
     if jax.tree.structure(tree) != structure:
         expected = f"a dict of the layers {sorted(x)}" if isinstance(x, dict) else structure
         raise ValueError(
@@ -119,9 +123,20 @@ def largest(tree: PyTree[Array]) -> Float[Array, ""]:
     return jnp.max(jnp.array([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
 
 
+def on_vectors(
+    fn: Callable[[PyTree[Array]], PyTree[Array]], unravel: Callable[[Array], PyTree[Array]]
+) -> Callable[[Array], Array]:
+    """`fn` as a function from flat vectors to flat vectors."""
+
+    def of_vector(x):
+        return ravel_pytree(fn(unravel(x)))[0]
+
+    return of_vector
+
+
 def tree_where(condition: Bool[ArrayLike, "..."], a: PyTree, b: PyTree) -> PyTree:
     """`jnp.where` of trees of one structure."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
+    return jax.tree.map(ft.partial(jnp.where, condition), a, b)
 
 
 def without_derivatives(tree: _T) -> _T:

@@ -69,7 +69,7 @@ class StraightLine(diffrax.AbstractAdaptiveSolver):
         f = solver_state if reuses else rates(t0, y0)
         if reuses and made_jump is not False:
             is_new = eqxi.unvmap_any(made_jump)
-            f = jax.lax.cond(is_new, lambda: rates(t0, y0), lambda: solver_state)
+            f = jax.lax.cond(is_new, ft.partial(rates, t0, y0), lambda: solver_state)
         ks, y = [product(f)], y0
         for c, a in zip(tableau.c, tableau.a_lower, strict=True):
             t = t1 if c == 1 else t0 + jnp.asarray(c, jnp.result_type(t0, t1)) * (t1 - t0)

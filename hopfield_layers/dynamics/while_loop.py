@@ -12,6 +12,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool
 
 from .._meshes import is_on_mesh
+from .._trees import filled
 from .state_trees import tree_where
 
 
@@ -84,7 +85,7 @@ def while_loop(
             of_rest = jax.tree.map(lambda x, has: take(x) if has else x, arrays, are_batched)
             rest, _ = loop(of_rest, jax.tree.map(take, states), 0)
             states = jax.tree.map(lambda x, new: x.at[which].set(new, mode="drop"), states, rest)
-        return states, jax.tree.map(lambda _: True, states)
+        return states, filled(states, True)
 
     return run(arrays, start)
 

@@ -2,8 +2,8 @@
 
 import abc
 import math
-import operator
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from .._conversion import as_float, as_shape, ShapeLike, wide_dtype
+from .._trees import filled, is_none
 from ..lagrangians.base import AbstractLagrangian, pformat, scalar_parameters
 from ..lagrangians.callables import as_lagrangian
 
@@ -191,8 +192,8 @@ def row_lagrangian(
 
 def over_heads(fn: Callable[..., Array], lagrangian: AbstractLagrangian, *arrays: Array) -> Array:
     """Σ `fn(lagrangian, *arrays)` over heads, which are the first axis of the arrays."""
-    axes = jax.tree.map(lambda _: None, lagrangian)
+    axes = filled(lagrangian, None)
     for name in scalar_parameters(lagrangian):
         if jnp.ndim(getattr(lagrangian, name)) == 1:
-            axes = eqx.tree_at(operator.attrgetter(name), axes, 0, is_leaf=lambda x: x is None)
+            axes = eqx.tree_at(attrgetter(name), axes, 0, is_leaf=is_none)
     return jnp.sum(jax.vmap(fn, (axes, *(0 for _ in arrays)))(lagrangian, *arrays))

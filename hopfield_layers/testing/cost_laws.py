@@ -1,6 +1,7 @@
 """What a drive costs: properties that are reported, as a right model may be slow."""
 
 from collections import Counter
+from operator import attrgetter
 
 import equinox as eqx
 import jax
@@ -77,7 +78,7 @@ def _counted(model: AbstractEnergyModel, calls: Counter) -> AbstractEnergyModel:
     """The model, whose Lagrangians count, and if it is a network its synapses too."""
     if isinstance(model, HAM):
         counted = {n: _CountedSynapse(s, calls, n) for n, s in model.synapses.items()}
-        model = eqx.tree_at(lambda ham: ham.synapses, model, counted)
+        model = eqx.tree_at(attrgetter("synapses"), model, counted)
 
     def is_part(node):
         return isinstance(node, AbstractLagrangian | AbstractSynapse)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._conversion import as_float
+from .._trees import entries
 from ..dynamics import energy_descent, EnergyFlow, solve
 from ..dynamics.descent import is_descent
 from ..model import AbstractEnergyModel, Flow, StateLike
@@ -141,7 +142,7 @@ def _solved(field: EnergyFlow, x0: PyTree, times: dict[str, Array | None], optio
     assert solution.ts is not None
     # The padding after the last step is filled with copies of it.
     indices = jnp.minimum(jnp.arange(solution.ts.size), jnp.sum(jnp.isfinite(solution.ts)) - 1)
-    ts, xs = jax.tree.map(lambda leaf: leaf[indices], (solution.ts, solution.ys))
+    ts, xs = entries((solution.ts, solution.ys), indices)
     rates = jax.lax.map(eqx.Partial(field, jnp.zeros(())), xs)
     controller = options["stepsize_controller"]
     relative, absolute = (
@@ -149,7 +150,7 @@ def _solved(field: EnergyFlow, x0: PyTree, times: dict[str, Array | None], optio
         for name in ("rtol", "atol")
     )
     is_cut = (ts[-1] < times["t1"]) & (solution.stats["num_rejected_steps"] > _MANY)
-    end, rate = jax.tree.map(lambda leaf: leaf[-1], (xs, rates))
+    end, rate = entries((xs, rates), -1)
     return (ts, xs, rates, relative, absolute), (end, rate, is_cut)
 
 
@@ -249,7 +250,7 @@ def _bounded(model: AbstractEnergyModel, x: PyTree, bound: Array) -> Laws:
         ("g(x)", model.activations, local.g, rounding(local.g, rounding_effect)),
         ("u(x)", model.dEdg, local.u, rounding(local.u, local.x, jnp.sum(jnp.abs(local.g)))),
     ):
-        flat, _ = ravel_pytree(jax.tree.map(lambda leaf: leaf[1], fn(batch)))
+        flat, _ = ravel_pytree(entries(fn(batch), 1))
         in_batch.append(Measured(flat.reshape(alone.shape), alone, tolerance, {}, subject=name))
     bound = bound.astype(local.energy.dtype)
     terms = {"E(x)": local.energy, "bound": bound, "g(x)": local.g}

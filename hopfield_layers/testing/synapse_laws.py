@@ -1,6 +1,7 @@
 """The laws of a synapse, of its alignment A = −E_s and the derivatives ∂A/∂g."""
 
 from functools import partial
+from operator import attrgetter
 
 import equinox as eqx
 import jax
@@ -152,7 +153,7 @@ def _measured(synapse, gs: Activations, others: Activations, results, most: Arra
     # larger steps don't show how the slopes of a softmax change with it.
     largest = jnp.max(jnp.abs(A.values) * A.is_activation)
     unresolved = jnp.where(largest > 2**9, jnp.inf, 0.0)
-    both = eqx.tree_at(lambda m: m.tolerance, both, both.tolerance + unresolved)
+    both = eqx.tree_at(attrgetter("tolerance"), both, both.tolerance + unresolved)
     vw, wv = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
     end, _ = ravel_pytree((A.parameters, others))
     laws = {
@@ -238,7 +239,7 @@ def _convex(A: _Flat, gs: Activations, others: Activations) -> list[Measured]:
         for each in (g, other, g / 2 + other / 2)
     ]
     states = jnp.stack([ravel_pytree((A.parameters, way))[0] for way in ways])
-    values, sizes = jax.lax.map(lambda x: value_and_size(A, x), states)
+    values, sizes = jax.lax.map(partial(value_and_size, A), states)
     measured = []
     for i, (triple, size) in enumerate(
         zip(values.reshape(-1, 3), sizes.reshape(-1, 3), strict=True)
@@ -265,7 +266,7 @@ def _masked(synapse, mask: Bool[Array, "q k"], gs: Activations, others) -> list[
         hidden = mask.at[:, key].set(False)
         if len(gs) == 1:  # where the key is a query too
             hidden = hidden.at[key].set(False)
-        masked = eqx.tree_at(lambda s: s.mask, synapse, hidden)
+        masked = eqx.tree_at(attrgetter("mask"), synapse, hidden)
         tokens, changed = (each[-1].reshape(mask.shape[1], -1) for each in (gs, others))
         tokens = tokens.at[key].set(1e3 + changed[key]).reshape(gs[-1].shape)
         value, slopes = jax.value_and_grad(lambda gs: -masked.energy(*gs))(gs)

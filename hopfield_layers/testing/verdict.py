@@ -11,6 +11,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._trees import entries
+
 
 # In the order in which they are checked, as each presumes the ones before it.
 LAWS = {
@@ -89,7 +91,7 @@ class Measured(eqx.Module):
         """The entry of a stack of measurements that misses the law by the most."""
         excess = self.excess(jnp)
         index = jnp.argmax(jnp.max(excess.reshape(len(excess), -1), axis=1, initial=0))
-        return jax.tree.map(lambda leaf: leaf[index], self)
+        return entries(self, index)
 
 
 Laws = dict[str, list[Measured]]
