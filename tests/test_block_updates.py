@@ -72,6 +72,23 @@ def test_anderson_is_least_squares():
         np.testing.assert_allclose(one, expected[i], rtol=1e-10)
 
 
+def test_the_first_and_the_last_state_are_measured():
+    # The displacements of a sweep of several blocks are no measure of the state itself.
+    model = chain(1.0, (6, 5, 4))
+    x0 = jax.tree.map(lambda x: jnp.stack([x, 3 * x]), model.init_states(rng=jr.key(1)))
+    for max_steps in (1, 2, 4096):
+        rest = hl.relax(model, x0, max_steps=max_steps, throw=False)
+        residual = jax.tree.map(lambda u: jnp.max(jnp.abs(u), axis=1), model.dEdg(rest.x))
+        residual = jnp.max(jnp.stack(jax.tree.leaves(residual)), axis=0)
+        np.testing.assert_allclose(rest.residual, residual, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(rest.energy, model.energy(rest.x), rtol=1e-14)
+        assert jnp.all(rest.converged == (max_steps > 2))
+        assert jnp.all(rest.num_steps <= max_steps)
+    at_rest = hl.relax(model, rest.x, max_steps=1)
+    assert jnp.all(at_rest.num_steps == 0)
+    jax.tree.map(np.testing.assert_array_equal, at_rest.x, rest.x)
+
+
 def test_sums_and_products_in_batches():
     # Vectors with and without a batch axis, and both at once.
     a, b = jr.normal(jr.key(7), (2, 5, 6))

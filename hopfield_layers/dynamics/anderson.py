@@ -88,7 +88,7 @@ def _solution(matrix: Array, b: Array) -> Array:
     """
     rows = jnp.concatenate([matrix, b[:, None]], axis=1)
     for i in range(len(b)):
-        # The division of all entries is one kernel with the rest, that of a row a kernel by itself.
+        # Dividing all entries fuses with the rest; dividing one row would be a kernel of its own.
         others = np.arange(len(b))[:, None] != i
         rows = jnp.where(others, rows - rows[:, i, None] * rows[i] / rows[i, i], rows)
     diagonal = jnp.sum(jnp.where(np.eye(len(b), dtype=bool), rows[:, :-1], 0), axis=1)

@@ -36,10 +36,10 @@ class BlockUpdates(eqx.Module):
     The fastest block moves first. A sweep then moves every block in turn, at about the cost of one
     drive and one energy. While sweeps are long, as compared with x and u at the start, and hardly
     get shorter, 1.4 times the displacement is tried. Otherwise Anderson's method extrapolates to
-    the point at which a sweep would move nothing, from the last `history` sweeps since
-    displacements grew. While sweeps repeat about the same displacement, two times it, four times it
-    and so on are tried. A state in which the energy has risen by more than rounding error is
-    rejected: an extrapolation is replaced by the plain sweep, and a plain sweep by one with half
+    the point at which a sweep would move nothing, from at most `history` sweeps, those since the
+    displacements last grew. While sweeps repeat about the same displacement, two times it, four
+    times it and so on are tried. A state in which the energy has risen by more than rounding error
+    is rejected: an extrapolation is replaced by the plain sweep, and a plain sweep by one with half
     the damping. If these make no progress either, after 1000 sweeps, or if not all units rest after
     a sweep whose displacements are within the tolerance, implicit steps follow:
     (λ + I + S H) δ = −u with S = ∂²E_s/∂g² and H = ∂²L/∂x², where λ grows until the energy falls.
@@ -135,8 +135,8 @@ class Updates(eqx.Module):
         flat, unravel = ravel_pytree(x0)
         moves_first = self._fastest(x0, blocks)
 
-        def sweep(x, damping, step):
-            return self._sweep(x, damping, step, blocks, unravel)
+        def sweep(x, damping, measures):
+            return self._sweep(x, damping, measures, blocks, unravel)
 
         def step(state: _State):
             return self._step(state, sweep, moves_first)
@@ -144,7 +144,8 @@ class Updates(eqx.Module):
         state = until_rest(
             lambda state: ~state.is_done, step, self._start(flat, sweep), self._most, self.meter
         )
-        at = Measured(*state.kept[:2], largest(state.kept.end.u), state.kept.distance)
+        kept = state.kept
+        at = Measured(kept.x, kept.end, largest(kept.end.u), kept.distance)
         limit = limit_of(state.size_at_start)
         return implicit_steps(
             self.field, at, unravel, state.num_steps, self.tolerance, limit, self.max_steps
@@ -156,7 +157,7 @@ class Updates(eqx.Module):
         return min(self.max_steps, _MOST_SWEEPS)
 
     def _fastest(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> Array:
-        """Which units are of the fastest block."""
+        """Which units belong to the fastest block."""
         taus = time_constants(self.field.model, x0)
         slowest = [_largest_of(taus, block) for block in blocks]
         # Of equally fast blocks the last one, because layers of hidden units tend to come last.
@@ -167,10 +168,10 @@ class Updates(eqx.Module):
     def _start(self, x0: Array, sweep: Callable[..., _Sweep]) -> _State:
         """The state before the first sweep, which measures x0."""
         damping = jnp.asarray(self.method.damping, x0.dtype)
-        unknown = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, x0, damping, damping))
         yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), jnp.int32)
+        unknown = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, x0, damping, yes))
         one, history = jnp.ones((), x0.dtype), no_history(self.method.history, x0)
-        flags = {"measures": yes, "is_plain": yes, "is_return": yes, "is_done": no}
+        flags = {"measures": yes, "is_plain": yes, "is_return": no, "is_done": no}
         return _State(
             unknown,
             x0,
@@ -193,7 +194,7 @@ class Updates(eqx.Module):
         """
         kept, damping, measures = state.kept, state.damping, state.measures
         is_first = measures & (state.num_steps == 0)
-        new = sweep(state.candidate, damping, jnp.where(measures, 0, damping))
+        new = sweep(state.candidate, damping, measures)
         keep = measures | _is_better(kept, new, state.is_return)
 
         # Anderson's method needs two states that were swept with the same damping.
@@ -237,7 +238,7 @@ class Updates(eqx.Module):
             candidate,
             measures=ends,
             is_plain=~accelerates,
-            is_return=fails | ends,
+            is_return=fails,
             is_done=measures & (ends | ~is_first),
             size=jnp.where(keep, size, last_size),
             size_at_start=size_at_start,
@@ -249,13 +250,14 @@ class Updates(eqx.Module):
         )
 
     def _sweep(
-        self, x: Array, damping: Array, step: Array, blocks: list, unravel: Callable
+        self, x: Array, damping: Array, measures: Array, blocks: list, unravel: Callable
     ) -> _Sweep:
-        """The state x, and its displacement when every block moves in turn by `step` times −u.
+        """The state x, and its displacement when every block moves in turn by −ω u.
 
         The drive of a later block is that after the earlier ones have moved, so that for several
-        blocks the distance at x is an estimate. With a step of 0 it is exact.
+        blocks the distance at x is an estimate. If the sweep only measures x, it is exact.
         """
+        step = jnp.where(measures, 0, damping)
         start = unravel(x)
         energy, force = self.field.energy_and_force(_T0, start)
         total = jax.tree.map(jnp.zeros_like, start)
@@ -265,8 +267,8 @@ class Updates(eqx.Module):
                 force = self.field.force(_T0, moved)
             total = jax.tree.map(lambda moves, new, old: new if moves else old, block, force, total)
         g, force = (ravel_pytree(tree)[0] for tree in (self.field.model.activations(start), total))
-        # Without what is lost in the rounding of x, from which Anderson's method would extrapolate.
-        move = jnp.where(step > 0, ((x + damping * force) - x) / damping, force)
+        # As rounded in x: Anderson's method would otherwise extrapolate from rounding errors.
+        move = jnp.where(measures, force, ((x + damping * force) - x) / damping)
         return _Sweep(x, StepEnd(g, -move, energy), self.tolerance.distance(move, x), damping)
 
 

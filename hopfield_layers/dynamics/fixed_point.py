@@ -41,7 +41,7 @@ def settle(
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     lowest = -(float(jnp.finfo(energy.dtype).max) ** FAR)
     flat, flat0 = (ravel_pytree(tree)[0] for tree in (x, x0))
-    is_unbounded = ~converged & ((largest(flat) > limit_of(flat0)) | (energy < lowest))
+    is_unbounded = ~converged & ((largest(flat) > limit_of(largest(flat0))) | (energy < lowest))
     attributes = {"residual": residual, "converged": converged, "time": time}
     return x, energy, attributes | {"num_steps": num_steps, "is_unbounded": is_unbounded}
 

@@ -39,7 +39,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
 
     @ft.partial(jax.jit, static_argnames="others")
     def compiled(arrays, others):
-        check_axes(arrays, "the arguments")  # once, as the axes are part of the types
+        check_axes(arrays, "the arguments")  # when traced: axes are part of the types
         leaves, structure = jax.tree.flatten(fn(*_joined(arrays, others)))
         return leaves, _Static(structure)
 
@@ -56,7 +56,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
     @ft.wraps(fn)
     def call(**arguments):
         arrays, others = _separated([arguments[name] for name in names])
-        check_axes((), "the arguments")
+        check_axes((), "the arguments")  # under `shard_map` the function is traced without a mesh
         try:
             return on_each_device(on_one_device, arrays, others, arguments["throw"])
         except Exception as error:

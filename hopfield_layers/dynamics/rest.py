@@ -47,10 +47,9 @@ class Tolerance(eqx.Module):
 FAR = 0.6
 
 
-def limit_of(x: PyTree[Array]) -> Array:
-    """The size of x beyond which the energy is assumed to have no lower bound."""
-    sizes = [float(jnp.finfo(leaf.dtype).max) ** FAR for leaf in jax.tree.leaves(x)]
-    return jnp.maximum(min(sizes), 1e3 * largest(x))
+def limit_of(size: Float[Array, ""]) -> Float[Array, ""]:
+    """The |x| beyond which the energy is assumed to have no lower bound, given the size of x0."""
+    return jnp.maximum(float(jnp.finfo(size.dtype).max) ** FAR, 1e3 * size)
 
 
 def known_values(x: Array | np.ndarray) -> np.ndarray:
