@@ -156,7 +156,10 @@ class Updates(eqx.Module):
         return min(self.max_steps, _MOST_SWEEPS)
 
     def _fastest(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> Array:
-        """Which units belong to the fastest block."""
+        """Which units belong to the fastest block, which moves first.
+
+        It sees the initial states of the others, which would otherwise be overwritten.
+        """
         taus = time_constants(self.field.model, x0)
         slowest = [_largest_of(taus, block) for block in blocks]
         # Of equally fast blocks the last one, because layers of hidden units tend to come last.
