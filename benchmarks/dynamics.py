@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 import hopfield_layers as hl
-from tests.counting import evaluations
+from tests.counting import drives, evaluations
 from tests.instances import Memory, network, two_layers
 
 from .side_by_side import interleaved, ratio
@@ -80,7 +80,7 @@ def cell(case: Case, solver: diffrax.AbstractSolver | hl.BlockUpdates | None) ->
 
     if isinstance(solver, hl.BlockUpdates):
         # A sweep evaluates the drive of each layer once, at different states.
-        return f"{run(case.model).num_steps + 1}"
+        return f"{drives(case.model, run(case.model))}"
     result, count = evaluations(run, case.model)
     relaxed = isinstance(result, hl.Relaxation)
     done = result.converged if relaxed else result.result == diffrax.RESULTS.successful

@@ -8,8 +8,8 @@
 4. An Energy Transformer block that is trained through its rest, and the time of its gradient.
 5. Random networks: how many come to rest, as recomputed in float64, and whether the energy rises.
 
-A sweep of block updates evaluates the drive of each block once, one drive in all; the steps are
-sweeps, and one more drive begins the first.
+A sweep of block updates evaluates the drive of each block once, one drive in all. The drives that
+measure the first and the last state are counted too.
 """
 
 import sys
@@ -23,7 +23,7 @@ import jax.random as jr
 import numpy as np
 
 import hopfield_layers as hl
-from tests.counting import evaluations
+from tests.counting import drives, evaluations
 from tests.instances import Memory, two_layers
 from tests.networks import binary, chain, draws_of, with_dtype
 
@@ -52,7 +52,7 @@ def chains() -> None:
         theirs, count = evaluations(lambda model: run(model, hl.ETD2RK()), model)
         runs = partial(run, model), partial(run, model, hl.ETD2RK())
         times = interleaved(*runs, repeats=25)
-        done = [f"{int(ours.num_steps) + 1}", f"{count}"]
+        done = [f"{drives(model, ours)}", f"{count}"]
         done = [
             n if r.converged else "not at rest" for n, r in zip(done, (ours, theirs), strict=True)
         ]
@@ -65,12 +65,11 @@ def binary_networks(num_samples: int) -> None:
     print("|---|---|---|---|---|")
     for load in (0.05, 0.1, 0.14, 0.2, 0.25):
         for flips in (0.05, 0.3):
-            rests = [
-                hl.relax(*binary(load, flips, dtype, num_samples), throw=False)
-                for dtype in (jnp.float32, jnp.float64)
-            ]
+            dtypes = jnp.float32, jnp.float64
+            problems = [binary(load, flips, dtype, num_samples) for dtype in dtypes]
+            rests = [hl.relax(*problem, throw=False) for problem in problems]
             done = min(int(jnp.sum(rest.converged)) for rest in rests)
-            most = [int(jnp.max(rest.num_steps)) + 1 for rest in rests]
+            most = [drives(p[0], rest) for p, rest in zip(problems, rests, strict=True)]
             print(f"| {load} | {flips} | {done} | {most[0]} | {most[1]} |")
 
 
@@ -82,13 +81,14 @@ def slow_approaches() -> None:
         pitchfork = hl.HAM(layers, {"W": synapse}, [(("x", "y"), "W")])
         x0 = {"x": jnp.ones(1, dtype), "y": jnp.full(1, 0.5, dtype)}
         rest = hl.relax(with_dtype(pitchfork, dtype), x0, throw=False)
-        print(f"\npitchfork, {dtype.__name__}: {rest.num_steps + 1} drives, {rest.converged}")
+        print(f"\npitchfork, {dtype.__name__}: {drives(pitchfork, rest)} drives, {rest.converged}")
         memory = hl.HiddenSynapse.from_patterns(jnp.eye(2), hl.LSparsemax())
         edge = hl.HAM({"x": hl.IdentityLayer(2)}, {"m": memory}, [(("x",), "m")])
         inputs = {"x": jnp.array([0.0, 1e-4], dtype)}
         x0 = {"x": jnp.zeros(2, dtype)}
         rest = hl.relax(with_dtype(edge, dtype), x0, inputs=inputs, throw=False)
-        print(f"edge, {dtype.__name__}: {rest.num_steps + 1} drives, {rest.converged}", rest.x["x"])
+        count = drives(edge, rest)
+        print(f"edge, {dtype.__name__}: {count} drives, {rest.converged}", rest.x["x"])
 
 
 def random_networks(num_structures: int, num_draws: int) -> None:
@@ -123,7 +123,7 @@ def random_networks(num_structures: int, num_draws: int) -> None:
             unconverged += int(jnp.sum(~rest.converged))
             refuted += int(jnp.sum(rest.converged & ~(miss < 2)))
             rising += int(jnp.sum(~(rise < 1)))
-            most.append(int(jnp.max(rest.num_steps)) + 1)
+            most.append(drives(problems[0], rest))
             if not bool(jnp.all(rest.converged & (miss < 2) & (rise < 1))):
                 print("  ", seed, dtype.__name__, np.flatnonzero(~rest.converged), flush=True)
     print(

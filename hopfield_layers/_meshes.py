@@ -7,9 +7,9 @@ on arrays whose types contain no mesh. Its derivatives are right because the arg
 cast to varying ones: the transpose of this cast sums the cotangents of values that devices share.
 """
 
+import functools as ft
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import equinox as eqx
@@ -84,7 +84,7 @@ def _without_mesh(fn: Callable[..., _T], *arguments: object) -> _T:
     with jax.sharding.use_abstract_mesh(_NO_MESH):
         results = fn(*eqx.combine(hidden, static))
     arrays, static = eqx.partition(results, eqx.is_array)
-    shown = jax.tree.map(partial(_set_axes_p.bind, before=None, after=axes), arrays)
+    shown = jax.tree.map(ft.partial(_set_axes_p.bind, before=None, after=axes), arrays)
     return eqx.combine(shown, static)
 
 

@@ -1,6 +1,6 @@
 """Networks of layers and synapses under one energy."""
 
-import functools
+import functools as ft
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, SupportsIndex, TypeVar
 
@@ -259,7 +259,7 @@ class HAM(AbstractEnergyModel):
 
 
 def _total(energies: dict[str, dict[str, Array]]) -> Array:
-    return functools.reduce(jnp.add, jax.tree.leaves(energies))
+    return ft.reduce(jnp.add, jax.tree.leaves(energies))
 
 
 def _in_dtypes_of(states: State, results: State) -> State:

@@ -16,13 +16,14 @@ Result = TypeVar("Result")
 
 
 class Counter:
-    """The number of different states at which the drive was evaluated.
+    """The number of different states at which the drive was evaluated, and that of the calls.
 
-    States are counted, not calls, because XLA merges two evaluations at the same state of a step.
+    States are counted because XLA merges two evaluations at the same state of a step.
     """
 
     def __init__(self) -> None:
         self._states: set[bytes] = set()
+        self.calls = 0
 
     @property
     def count(self) -> int:
@@ -32,6 +33,7 @@ class Counter:
     def record(self, x: np.ndarray) -> np.ndarray:
         """Counts an evaluation at x, and returns 0 in its dtype."""
         self._states.add(np.asarray(x).tobytes())
+        self.calls += 1
         return np.zeros((), x.dtype)
 
 
@@ -85,3 +87,13 @@ def evaluations(
     result = jax.block_until_ready(run(CountedModel(model, counter)))
     jax.effects_barrier()  # callbacks may come after the result
     return result, counter.count
+
+
+def drives(model: hl.AbstractEnergyModel, rest: hl.Relaxation) -> int:
+    """The drives of a relaxation by block updates, for the sample with the most sweeps.
+
+    One drive measures x0, and each sweep takes one. With several blocks another one measures the
+    last state.
+    """
+    blocks = getattr(model, "blocks", tuple)()
+    return int(np.max(rest.num_steps)) + (2 if len(blocks) > 1 else 1)

@@ -26,7 +26,7 @@ The error of L, g and E is at most 5 ulps of the result times its condition numb
 against mpmath.
 """
 
-import functools
+import functools as ft
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -133,10 +133,10 @@ def find_threshold(
 
 
 @eqx.filter_custom_jvp
-@functools.partial(jax.jit, static_argnums=3)
+@ft.partial(jax.jit, static_argnums=3)
 def _threshold(d, alpha, is_largest, axis):
     """t of each row and the remaining Newton step, given d ≤ 0 and a mask of a d = 0 per row."""
-    total = functools.partial(jnp.sum, axis=axis, keepdims=True)
+    total = ft.partial(jnp.sum, axis=axis, keepdims=True)
 
     def sums(t):
         g, _, ratio = units(d, t, jnp.zeros_like(t), alpha)

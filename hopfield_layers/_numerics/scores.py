@@ -6,7 +6,7 @@ are ∂L/∂gᵏ = Σ_μ p_μ ξᵏ_μ. Derivatives of any order evaluate the sc
 
 import abc
 import dataclasses
-import functools
+import functools as ft
 import math
 from collections.abc import Callable
 
@@ -71,7 +71,7 @@ class Rows(eqx.Module):
             return jnp.where(self.mask[:, None], row, 0)
 
         patterns = tuple(map(wide, self.patterns))
-        h = functools.reduce(
+        h = ft.reduce(
             jnp.add, [jnp.tensordot(g, xi, (0, 1)) for g, xi in zip(gs, patterns, strict=True)]
         )
         h = h if self.bias is None else h + wide(self.bias)[:, 0]

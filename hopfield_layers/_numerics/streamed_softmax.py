@@ -10,7 +10,7 @@ Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018)
 Dao et al., "FlashAttention" (NeurIPS 2022), arXiv:2205.14135.
 """
 
-import functools
+import functools as ft
 import math
 from typing import NamedTuple
 
@@ -95,7 +95,7 @@ class _Moments(NamedTuple):
 
 
 @eqx.filter_custom_jvp
-@functools.partial(jax.jit, static_argnums=2)
+@ft.partial(jax.jit, static_argnums=2)
 def _moments(scores: Scores, beta: Array, ghost: bool) -> _Moments:
     part = Part.of(scores.reduce(_UNION, _part, beta))
     if ghost:
@@ -123,7 +123,7 @@ def _moments_jvp(primals, tangents):
     moments = _moments(*primals)
     pairs = zip(moments.slopes, d_scores.gs, strict=True)
     d_largest = sum((s @ dg for s, dg in pairs if dg is not None), jnp.zeros_like(beta))
-    sums = functools.partial(_sums, ghost=ghost)
+    sums = ft.partial(_sums, ghost=ghost)
     primals, tangents = (scores, beta, moments.largest), (d_scores, d_beta, d_largest)
     _, (d_slopes, d_total) = eqx.filter_jvp(sums, primals, tangents)
     pairs = zip(d_slopes, moments.slopes, strict=True)

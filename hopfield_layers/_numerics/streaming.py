@@ -18,10 +18,10 @@ except their results. A `jax.lax.scan` over blocks would have to pad, and theref
 if their number is not a multiple of the block size.
 """
 
+import functools as ft
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -289,5 +289,5 @@ batching.primitive_batchers[_reduce_over_rows_p] = _batch
 # A lowering with custom partitioning needs the devices, and JAX has no public way to declare it.
 dispatch.prim_requires_devices_during_lowering.add(_reduce_over_rows_p)
 for platform, on_cpu in (("cpu", True), (None, False)):  # None is every other platform
-    rule = mlir.lower_fun(partial(_partitioned, on_cpu=on_cpu), multiple_results=True)
+    rule = mlir.lower_fun(ft.partial(_partitioned, on_cpu=on_cpu), multiple_results=True)
     mlir.register_lowering(_reduce_over_rows_p, rule, platform)

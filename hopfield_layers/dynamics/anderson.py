@@ -52,9 +52,9 @@ def pushed(
         tuple(jnp.where(is_row[i], new, row) for i, row in enumerate(rows))
         for rows, new in ((history.df, df), (history.ds, ds))
     )
-    of_new = products(dfs, df)
-    gram = jnp.where(is_row, of_new[:, None], history.gram)
-    gram = jnp.where(is_row[:, None], of_new, gram)
+    new_row = products(dfs, df)
+    gram = jnp.where(is_row, new_row[:, None], history.gram)
+    gram = jnp.where(is_row[:, None], new_row, gram)
     is_used = (history.is_used | is_row) & is_new
     return History(dfs, dss, gram, is_used, (history.oldest + 1) % room)
 

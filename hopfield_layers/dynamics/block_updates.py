@@ -1,8 +1,7 @@
 """Relaxation by accelerated block updates."""
 
-import operator
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, index
 from typing import NamedTuple
 
 import diffrax
@@ -34,9 +33,9 @@ class BlockUpdates(eqx.Module):
     procedure, and the energy can't rise. In a model without blocks all arrays move at once.
 
     The fastest block moves first. A sweep then moves every block in turn, at about the cost of one
-    drive and one energy. While sweeps are long, as compared with x and u at the start, and hardly
-    get shorter, 1.4 times the displacement is tried. Otherwise, from the last `history` sweeps,
-    Anderson's method extrapolates to the point at which a sweep would move nothing. While sweeps
+    drive and one energy. From the last `history` sweeps, Anderson's method extrapolates to the
+    point at which a sweep would move nothing, except where sweeps are long, as compared with x and
+    u at the start, and hardly get shorter: there 1.4 times the displacement is tried. While sweeps
     repeat about the same displacement, two times it, four times it and so on are tried. A state in
     which the energy has risen by more than rounding error is rejected: an extrapolation is replaced
     by the plain sweep, and a plain sweep by one with half the damping. If these make no progress
@@ -66,7 +65,7 @@ class BlockUpdates(eqx.Module):
         True
     """
 
-    history: int = eqx.field(default=5, converter=operator.index, static=True)
+    history: int = eqx.field(default=5, converter=index, static=True)
     damping: float = eqx.field(default=1.0, converter=float, static=True)
 
     def __check_init__(self):
@@ -82,6 +81,7 @@ class _Sweep(NamedTuple):
     x: Float[Array, " n"]
     end: StepEnd  # g, the drive u of each block when it moves, and the energy
     distance: Float[Array, ""]  # the largest |u| in units of the tolerance, see `_sweep`
+    residual: Float[Array, ""] | None  # the largest |u|, None for several blocks
     damping: Float[Array, ""]
 
 
@@ -92,8 +92,11 @@ class _State(NamedTuple):
     is_plain: Bool[Array, ""]  # whether the candidate is that of a plain sweep
     is_return: Bool[Array, ""]  # whether the candidate is `kept`, swept again with a smaller ω
     is_done: Bool[Array, ""]
+    least_energy: Float[Array, ""]  # of all states that were kept
     size: Float[Array, ""]  # ‖u‖ of `kept`
-    size_at_start: Float[Array, ""]  # ‖x‖ or ‖u‖ at the start, whichever is larger
+    # ‖x‖ or ‖u‖ at the start, whichever is larger. Where the squares overflow it is infinite: no
+    # state is then far from a fixed point, and |x| has no limit.
+    size_at_start: Float[Array, ""]
     damping: Float[Array, ""]
     history: History
     stretch: Float[Array, ""]  # the factor of the displacement, usually 1
@@ -132,7 +135,7 @@ class Updates(eqx.Module):
         """The final state, after sweeps and, if these don't suffice, implicit steps."""
         blocks = blocks_of(self.field.model, x0)
         flat, unravel = ravel_pytree(x0)
-        moves_first = self._fastest(x0, blocks)
+        moves_first = self._in_fastest_block(x0, blocks)
 
         def sweep(x, damping, measures):
             return self._sweep(x, damping, measures, blocks, unravel)
@@ -141,43 +144,53 @@ class Updates(eqx.Module):
             return self._step(state, sweep, moves_first)
 
         state = until_rest(
-            lambda state: ~state.is_done, step, self._start(flat, sweep), self._most, self.meter
+            lambda state: ~state.is_done,
+            step,
+            self._start(flat, sweep),
+            self._max_sweeps,
+            self.meter,
         )
         kept = state.kept
-        at = Measured(kept.x, kept.end, largest(kept.end.u), kept.distance)
+        # With several blocks the last sweep only measured, and u is the force at x.
+        residual = largest(kept.end.u) if kept.residual is None else kept.residual
+        at = Measured(kept.x, kept.end, residual, kept.distance)
         limit = limit_of(state.size_at_start)
         return implicit_steps(
             self.field, at, unravel, state.num_steps, self.tolerance, limit, self.max_steps
         )
 
     @property
-    def _most(self) -> int:
+    def _max_sweeps(self) -> int:
         """The most sweeps."""
         return min(self.max_steps, _MOST_SWEEPS)
 
-    def _fastest(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> Array:
+    def _in_fastest_block(self, x0: PyTree[Array], blocks: list[PyTree[bool]]) -> Bool[Array, " n"]:
         """Which units belong to the fastest block, which moves first.
 
-        It sees the initial states of the others, which would otherwise be overwritten.
+        This block sees the initial states of the others, which would otherwise be overwritten.
         """
         taus = time_constants(self.field.model, x0)
         slowest = [_largest_of(taus, block) for block in blocks]
         # Of equally fast blocks the last one, because layers of hidden units tend to come last.
         fastest = len(blocks) - 1 - jnp.argmin(jnp.array(slowest[::-1]))
-        moves = jax.tree.map(lambda x, *moves: np.full(x.shape, moves.index(True)), x0, *blocks)
-        return np.concatenate([m.ravel() for m in jax.tree.leaves(moves)]) == fastest
+        block_of = jax.tree.map(lambda x, *moves: np.full(x.shape, moves.index(True)), x0, *blocks)
+        return np.concatenate([i.ravel() for i in jax.tree.leaves(block_of)]) == fastest
 
     def _start(self, x0: Array, sweep: Callable[..., _Sweep]) -> _State:
         """The state before the first sweep, which measures x0."""
         damping = jnp.asarray(self.method.damping, x0.dtype)
         yes, no, zero = jnp.array(True), jnp.array(False), jnp.zeros((), jnp.int32)
+        # Only the shapes of `kept` are used, because the first step measures x0.
         unknown = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, x0, damping, yes))
         one, history = jnp.ones((), x0.dtype), no_history(self.method.history, x0)
-        flags = {"measures": yes, "is_plain": yes, "is_return": no, "is_done": no}
         return _State(
-            unknown,
-            x0,
-            **flags,
+            kept=unknown,
+            candidate=x0,
+            measures=yes,
+            is_plain=yes,
+            is_return=no,
+            is_done=no,
+            least_energy=jnp.full_like(unknown.end.energy, jnp.inf),
             size=one,
             size_at_start=jnp.linalg.norm(x0),
             damping=damping,
@@ -192,14 +205,16 @@ class Updates(eqx.Module):
     ) -> _State:
         """Sweeps from the candidate, keeps or rejects it, and chooses the next one.
 
-        The first sweep and the last one measure a state, without a displacement.
+        The first sweep, and with several blocks the last one, measure a state without a
+        displacement.
         """
         kept, damping, measures = state.kept, state.damping, state.measures
         is_first = measures & (state.num_steps == 0)
         new = sweep(state.candidate, damping, measures)
-        keep = measures | _is_better(kept, new, state.is_return)
+        keep = measures | _is_better(state, new)
 
-        # Anderson's method needs two states that were swept with the same damping.
+        # Anderson's method needs two states that were swept with the same damping. x0 was only
+        # measured.
         is_pair = keep & ~state.is_return & (state.num_steps > 0) & (kept.damping == damping)
         u, last_u = new.end.u, kept.end.u
         square, product = products((u, last_u), u)
@@ -216,16 +231,16 @@ class Updates(eqx.Module):
         successes = jnp.where(keep, state.successes + 1, 0)
         grows = (successes >= _PATIENCE) & (damping < self.method.damping)
         next_damping = jnp.where(fails, damping / 2, jnp.where(grows, 2 * damping, damping))
-        # The least energy so far, so that rises within rounding don't add up.
-        energy = jnp.where(measures, new.end.energy, jnp.minimum(new.end.energy, kept.end.energy))
-        least = eqx.tree_at(attrgetter("energy"), new.end, energy)
-        kept = tree_where(keep, new._replace(end=least), kept)
+        kept = tree_where(keep, new, kept)
 
-        # For several blocks the distance is an estimate, see `_sweep`: the final state is measured.
-        num_steps = state.num_steps + ~measures
+        num_steps = state.num_steps + jnp.where(measures, 0, 1)
         stuck = next_damping < 1e-4 * self.method.damping
         in_range = (largest(kept.x) < limit_of(size_at_start)) & jnp.isfinite(kept.distance)
-        ends = (kept.distance < 1) | stuck | ~in_range | (num_steps >= self._most)
+        size = jnp.where(keep, size, last_size)
+        rests = (kept.distance < 1) | (size == 0)
+        ends = rests | stuck | ~in_range | (num_steps >= self._max_sweeps)
+        # With several blocks the distance is an estimate, and the final state is measured.
+        is_done = ends if kept.residual is not None else measures & (ends | ~is_first)
 
         accelerates = keep & (jnp.any(history.is_used) | (stretch > 1)) & ~ends
         u = kept.end.u
@@ -240,8 +255,9 @@ class Updates(eqx.Module):
             measures=ends,
             is_plain=~accelerates,
             is_return=fails,
-            is_done=measures & (ends | ~is_first),
-            size=jnp.where(keep, size, last_size),
+            is_done=is_done,
+            least_energy=jnp.minimum(state.least_energy, jnp.where(keep, new.end.energy, jnp.inf)),
+            size=size,
             size_at_start=size_at_start,
             damping=next_damping,
             history=history,
@@ -264,24 +280,31 @@ class Updates(eqx.Module):
         total = jax.tree.map(jnp.zeros_like, start)
         for i, block in enumerate(blocks):
             if i > 0:
-                moved = jax.tree.map(lambda x, force: x + step * force, start, total)
+                moved = jax.tree.map(lambda x, move: x + step * move, start, total)
                 force = self.field.force(_T0, moved)
             total = jax.tree.map(lambda moves, new, old: new if moves else old, block, force, total)
         g, force = (ravel_pytree(tree)[0] for tree in (self.field.model.activations(start), total))
         # As rounded in x: Anderson's method would otherwise extrapolate from rounding errors.
         move = jnp.where(measures, force, ((x + damping * force) - x) / damping)
-        return _Sweep(x, StepEnd(g, -move, energy), self.tolerance.distance(move, x), damping)
+        distance = self.tolerance.distance(force, x)
+        residual = largest(force) if len(blocks) == 1 else None
+        return _Sweep(x, StepEnd(g, -move, energy), distance, residual, damping)
 
 
 _T0 = np.zeros(())  # the flow doesn't change with t
 
 
-def _is_better(kept: _Sweep, new: _Sweep, is_return: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether the energy has fallen, or is the same with a smaller distance, or at the same x."""
-    change = energy_change(kept.x, kept.end, new.x, new.end)
+def _is_better(state: _State, new: _Sweep) -> Bool[Array, ""]:
+    """Whether the energy falls, or is level and the distance is not larger, or x is the same.
+
+    The energy is compared with the least one so far, so that rises within rounding don't add up.
+    """
+    kept = state.kept
+    start = eqx.tree_at(attrgetter("energy"), kept.end, state.least_energy)
+    change = energy_change(kept.x, start, new.x, new.end)
     level = (change < 1) & (new.distance <= kept.distance)
-    overflows = ~jnp.isfinite(new.end.energy) & jnp.isfinite(kept.end.energy)
-    return jnp.isfinite(new.distance) & ~overflows & ((change < 0) | level | is_return)
+    overflows = ~jnp.isfinite(new.end.energy) & jnp.isfinite(start.energy)
+    return jnp.isfinite(new.distance) & ~overflows & ((change < 0) | level | state.is_return)
 
 
 def blocks_of(model: AbstractEnergyModel, x: PyTree[Array]) -> list[PyTree[bool]]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree, Real
 from ..model import AbstractEnergyModel
 from .flow import EnergyFlow
 from .inputs import depends_on_time
-from .problems import check_tools
+from .options import check_tools
 from .state_trees import sum_over_units, tree_where, without_derivatives
 from .sums_of_vectors import sums
 
@@ -162,7 +162,7 @@ def energy_change(x0: PyTree[Array], start: StepEnd, x1: PyTree[Array], end: Ste
     Where rounding hides the sign of the difference, the sign of ½ Σ (u₀ + u₁)(g₁ − g₀) is used,
     which doesn't cancel; where rounding may hide that too, half of this sign, or 0.
     """
-    # A sign has no derivative, and sums with a rule for batches have none in reverse mode.
+    # The result is a sign, so that no derivative is lost. `custom_vmap` can't be transposed.
     x0, x1 = without_derivatives((x0, x1))
     rise = end.energy - start.energy
     eps = jnp.finfo(rise.dtype).eps

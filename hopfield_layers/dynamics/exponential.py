@@ -1,8 +1,8 @@
 """Exponential integrators for the activation flow."""
 
 import abc
+import functools as ft
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import diffrax
@@ -66,7 +66,7 @@ class AbstractExponential(diffrax.AbstractAdaptiveSolver):
         model, force = _model_and_force(terms)
         f0 = solver_state
         if made_jump is not False:
-            f0 = jax.lax.cond(made_jump, partial(force, t0, y0), lambda: solver_state)
+            f0 = jax.lax.cond(made_jump, ft.partial(force, t0, y0), lambda: solver_state)
         x, h, tau = y0**ω, terms.contr(t0, t1), time_constants(model, y0) ** ω
 
         def pull(fraction, y):

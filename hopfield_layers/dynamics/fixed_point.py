@@ -1,6 +1,6 @@
 """States at rest, differentiated as fixed points by the implicit function theorem."""
 
-import functools
+import functools as ft
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -92,12 +92,12 @@ def _solved(search: Updates | FlowToRest, x0, x, b, throw: bool) -> PyTree[Array
     """dx with ∂c/∂x dx = b, or the best approximation that the methods found."""
     field = search.field
     _, unravel = ravel_pytree(x)
-    _, jacobian = jax.linearize(functools.partial(_condition, parameters=(search, x0)), x)
+    _, jacobian = jax.linearize(ft.partial(_condition, parameters=(search, x0)), x)
     product = on_vectors(jacobian, unravel)
 
     def checked(solve):
         def solution(product, b):
-            d, is_solved = map_in_parts(functools.partial(solve, product), LARGEST_PART, b)
+            d, is_solved = map_in_parts(ft.partial(solve, product), LARGEST_PART, b)
             return _or_error(d, is_solved) if throw else d
 
         return solution
@@ -196,7 +196,7 @@ def _(size, in_batched, d, is_solved):
 
 def _call_raise_singular(is_failed, is_solved):
     one = jnp.ones(())
-    call = functools.partial(jax.pure_callback, _raise_singular, one, is_solved)
+    call = ft.partial(jax.pure_callback, _raise_singular, one, is_solved)
     return jax.lax.cond(is_failed, call, lambda: one)
 
 

@@ -1,7 +1,7 @@
 """The distinct fixed points of a model, from many starts."""
 
+import functools as ft
 import operator
-from functools import partial
 from typing import SupportsIndex
 
 import diffrax
@@ -278,4 +278,4 @@ def _eigenvalues(
 @eqx.filter_jit
 def _of_each(field: EnergyFlow, points: PyTree[Array], count: int) -> Float[Array, "points count"]:
     # One point at a time, because each needs memory for a matrix or a basis of directions.
-    return jax.lax.map(partial(smallest_eigenvalues, field, count=count), points)
+    return jax.lax.map(ft.partial(smallest_eigenvalues, field, count=count), points)

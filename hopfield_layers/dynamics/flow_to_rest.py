@@ -14,6 +14,7 @@ from .descent import descend_along, energy_descent, is_descent, step_end
 from .exponential import AbstractExponential, ETD2RK
 from .flow import BoundedFlow, EnergyFlow, time_constants
 from .newton_krylov import ConjugateGradients, newton, with_tolerances_of
+from .options import check_adaptive
 from .rest import Rest, Tolerance, until_rest
 from .state_trees import largest, tree_where
 from .straight_line import straight_line
@@ -139,7 +140,7 @@ def follow(
         loose = diffrax.PIDController(rtol=0.1, atol=0.1)
         constant = diffrax.ConstantStepSize()
         controller = energy_descent(loose if adaptive else constant, problem.field)
-    problems.check_adaptive(solver, controller)
+    check_adaptive(solver, controller)
     inner = getattr(controller, "controller", controller)
     steps_to_times = diffrax.StepTo | diffrax.ClipStepSizeController
     if isinstance(controller, steps_to_times) or isinstance(inner, steps_to_times):

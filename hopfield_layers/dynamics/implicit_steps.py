@@ -1,7 +1,7 @@
 """Relaxation by implicit steps, which need neither convexity nor a good start."""
 
+import functools as ft
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -66,7 +66,7 @@ def implicit_steps(
         at, shift = state.at, state.shift
         x = at.x
         _, metric = jax.linearize(on_vectors(field.model.activations, unravel), x)
-        force, slope = jax.linearize(on_vectors(partial(field.force, t), unravel), x)
+        force, slope = jax.linearize(on_vectors(ft.partial(field.force, t), unravel), x)
 
         def shifted(v):
             return shift * v - slope(v)

@@ -1,8 +1,7 @@
 """The state flow at finite temperature."""
 
+import functools as ft
 import math
-from functools import partial
-from operator import methodcaller
 from typing import Any, Unpack
 
 import diffrax
@@ -19,6 +18,7 @@ from . import problems
 from .flow import EnergyFlow, time_constants
 from .inputs import Inputs
 from .noise import Noise, StepsOfGivenSize
+from .options import as_limits, check_options, check_tools
 from .problems import InitialValueProblem, ProblemArguments
 from .run_time_errors import Errors, known_error, raised_in
 from .solve import SolveOptions, states_of_samples
@@ -98,9 +98,9 @@ def langevin(
     """
     solver = diffrax.Heun() if solver is None else solver
     _check_solver(solver)
-    problems.check_tools(None, None, saveat)
-    problems.check_options(options)
-    limits = problems.as_limits(max_steps=max_steps, batch_size=batch_size)
+    check_tools(None, None, saveat)
+    check_options(options)
+    limits = as_limits(max_steps=max_steps, batch_size=batch_size)
     key = _checked_key(key)
     arguments = ProblemArguments(model, x0, "state", clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
@@ -133,7 +133,7 @@ def _langevin(arguments, numbers, key, max_steps, batch_size, throw, solver, sav
     numbers["dt0"] = jax.lax.stop_gradient(numbers["dt0"])
     t0, t1, dt0, temperature = (numbers[name] for name in ("t0", "t1", "dt0", "temperature"))
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
-    saveat = with_times(saveat, methodcaller("astype", problem.dtype))
+    saveat = with_times(saveat, lambda ts: ts.astype(problem.dtype))
     errors = Errors.of({})
     if throw:
         errors = Errors.of(time_errors(saveat, None, t0, t1, None))
@@ -157,7 +157,7 @@ def _langevin(arguments, numbers, key, max_steps, batch_size, throw, solver, sav
         return diffrax.diffeqsolve(terms, solver, t0=t0, t1=t1, y0=x0, **how)
 
     implementation = jax.random.key_impl(key)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(math.prod(problem.batch)))
+    keys = jax.vmap(ft.partial(jax.random.fold_in, key))(jnp.arange(math.prod(problem.batch)))
     key_data = jax.random.key_data(keys.reshape(problem.batch))
     solution = problem.map(solve_sample, key_data, states, batch_size=batch_size)
     if throw:

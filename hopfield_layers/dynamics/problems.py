@@ -4,12 +4,9 @@ import dataclasses
 import functools as ft
 import inspect
 import math
-import operator
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -39,7 +36,7 @@ def flat_jit(fn: Callable[..., _T]) -> Callable[..., _T]:
 
     @ft.partial(jax.jit, static_argnames="others")
     def compiled(arrays, others):
-        check_axes(arrays, "the arguments")  # when traced: axes are part of the types
+        check_axes(arrays, "the arguments")  # at trace time, as axes are part of the types
         leaves, structure = jax.tree.flatten(fn(*_joined(arrays, others)))
         return leaves, _Static(structure)
 
@@ -106,10 +103,12 @@ class ProblemArguments(NamedTuple):
         """The arguments with their numbers as arrays, so that others don't compile anew, and the
         clamp checked while its values are known.
         """
-        # The other arguments, which take no part here, are checked by `flat_jit`.
-        check_axes((self.clamp, self.inputs), "the arguments")
         x0, clamp = _as_arrays(self.x0), self.clamp
         inputs: Any = self.inputs
+        if clamp is None and inputs is None:
+            return self._replace(x0=x0)
+        # `flat_jit` checks the axes of all arguments, but these are used here already.
+        check_axes((clamp, inputs), "the arguments")
         if depends_on_time(inputs):
             dtype = solve_dtype(x0)
             inputs = with_times_in(with_array_floats(inputs, dtype), dtype)
@@ -216,23 +215,6 @@ def _map_sequentially(fn: Callable[..., _T], arguments: tuple, batch_size: int) 
     return eqx.combine(arrays, static[0])
 
 
-def as_count(name: str, number: SupportsIndex) -> int:
-    """A number of steps or samples, or an error."""
-    try:
-        count = operator.index(number)
-    except TypeError as error:
-        message = f"Expected {name} to be a number, 4096 for instance, got {number!r}."
-        raise TypeError(message) from error
-    if count < 1:
-        raise ValueError(f"Expected {name} of 1 at least, got {count}.")
-    return count
-
-
-def as_limits(**numbers: SupportsIndex | None) -> dict[str, int | None]:
-    """`as_count` of each, where None is no limit."""
-    return {name: n if n is None else as_count(name, n) for name, n in numbers.items()}
-
-
 def _as_arrays(tree: StateLike | None) -> PyTree[AnyArray]:
     leaves, structure = jax.tree.flatten(tree)  # `jax.tree.map` takes several times as long
     return structure.unflatten([x if isinstance(x, AnyArray) else as_float(x) for x in leaves])
@@ -240,48 +222,18 @@ def _as_arrays(tree: StateLike | None) -> PyTree[AnyArray]:
 
 def solve_dtype(x0: PyTree[AnyArray]) -> np.dtype:
     """float64 if x64 is enabled and an array has it or is of integers, and float32 otherwise."""
-    leaves = jax.tree.leaves(x0)
-    if not leaves:
+    dtypes = frozenset(x.dtype for x in jax.tree.leaves(x0))
+    if not dtypes:
         raise ValueError(f"Expected a state of one array at least, got {x0}.")
     x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    dtypes = {x.dtype for x in leaves}
+    return _widest(dtypes) if x64 else np.dtype(np.float32)
+
+
+@ft.cache
+def _widest(dtypes: frozenset[np.dtype]) -> np.dtype:
+    """`solve_dtype` if x64 is enabled, cached because `issubdtype` takes long."""
     narrow = (jnp.issubdtype(dtype, jnp.inexact) and dtype != np.float64 for dtype in dtypes)
-    return np.dtype(np.float32 if not x64 or all(narrow) else np.float64)
-
-
-def check_tools(solver: object, controller: object, saveat: object = None) -> None:
-    """Raises an error unless each is None or one of diffrax's, and the solver is one for ODEs."""
-    controllers = diffrax.AbstractStepSizeController
-    example = "a step size controller of diffrax, diffrax.PIDController(rtol=1e-5, atol=1e-7)"
-    for tool, kind, expected in (
-        (controller, controllers, example),
-        (solver, diffrax.AbstractSolver, "a solver of diffrax, diffrax.Tsit5()"),
-        (saveat, diffrax.SaveAt, "saveat to be a diffrax.SaveAt, diffrax.SaveAt(ts=...)"),
-    ):
-        if not isinstance(tool, kind | None):
-            raise TypeError(f"Expected {expected} for instance, got {tool!r}.")
-    terms = getattr(solver, "term_structure", diffrax.AbstractTerm)
-    terms = typing.get_origin(terms) or terms
-    if isinstance(terms, type) and not issubclass(terms, diffrax.MultiTerm):
-        return
-    if isinstance(solver, diffrax.AbstractItoSolver | diffrax.AbstractStratonovichSolver):
-        raise ValueError(
-            f"{type(solver).__name__} solves stochastic differential equations, and the flow is an "
-            "ODE. With noise, call hopfield_layers.langevin, or for noise of another kind "
-            "diffrax.diffeqsolve with diffrax.MultiTerm(diffrax.ODETerm(EnergyFlow(model)), "
-            "diffrax.ControlTerm(...))."
-        )
-    raise ValueError(f"Expected a solver of a single ODETerm, got {type(solver).__name__}.")
-
-
-def check_adaptive(solver: diffrax.AbstractSolver, controller: object) -> None:
-    """Raises an error unless the solver has the error estimate that the controller needs."""
-    adapts = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
-    if adapts and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
-        raise ValueError(
-            f"{type(solver).__name__} has no error estimate to adapt its steps by: pass "
-            "stepsize_controller=diffrax.ConstantStepSize() and dt0."
-        )
+    return np.dtype(np.float32 if all(narrow) else np.float64)
 
 
 def start_errors(problem: InitialValueProblem) -> dict[str, Bool[Array, ""]]:
@@ -301,21 +253,6 @@ def raise_if_not_finite(x0: StateLike) -> None:
             raise ValueError(
                 f"Expected a finite x0, got {count} NaN or infinite of {jnp.size(x)} entries."
             ) from None
-
-
-_OPTIONS = {
-    "adjoint": diffrax.AbstractAdjoint,
-    "event": diffrax.Event,
-    "progress_meter": diffrax.AbstractProgressMeter,
-}
-
-
-def check_options(options: Mapping[str, object]) -> None:
-    """Raises an error unless these keywords of `diffrax.diffeqsolve` are what they should be."""
-    for name, option in options.items():
-        kind = _OPTIONS.get(name, object)
-        if not isinstance(option, kind) and (name, option) != ("event", None):
-            raise TypeError(f"Expected {name} to be a diffrax.{kind.__name__}, got {option!r}.")
 
 
 def as_scalar(number: ArrayLike, dtype: DTypeLike, name: str) -> Any:

@@ -22,6 +22,7 @@ from .fixed_point import settle
 from .flow import EnergyFlow
 from .flow_to_rest import follow
 from .inputs import depends_on_time
+from .options import as_count, as_limits, check_options, check_tools
 from .problems import InitialValueProblem, ProblemArguments
 from .rest import known_values, of_samples, Tolerance
 from .run_time_errors import Errors, known_error, nan_like, raised_in
@@ -147,16 +148,17 @@ def relax(
     """
     if depends_on_time(inputs):
         raise ValueError("Inputs that depend on t have no fixed point: expected arrays.")
-    max_steps = problems.as_count("max_steps", max_steps)
-    limits = problems.as_limits(batch_size=batch_size)
-    problems.check_tools(None if isinstance(solver, BlockUpdates) else solver, stepsize_controller)
+    max_steps = as_count("max_steps", max_steps)
+    limits = as_limits(batch_size=batch_size)
+    check_tools(None if isinstance(solver, BlockUpdates) else solver, stepsize_controller)
+    if progress_meter is not None:
+        check_options({"progress_meter": progress_meter})
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
     numbers = {"dt0": dt0, "tol": tol}
     numbers = {k: problems.as_scalar(v, dtype, k) for k, v in numbers.items() if v is not None}
     _check_positive({k: v for k, v in numbers.items() if isinstance(v, np.ndarray)})
-    meter = _NO_METER if progress_meter is None else progress_meter
-    tools = {"solver": solver, "controller": stepsize_controller, "meter": meter}
+    tools = {"solver": solver, "controller": stepsize_controller, "meter": progress_meter}
     tools = problems.with_array_floats(tools, dtype)
     rest, is_unbounded, errors = _relax(
         arguments=arguments,
@@ -179,10 +181,6 @@ def relax(
             raise RuntimeError(f"{detailed} Each process names those of its own samples.")
         raise RuntimeError(f"{message} The samples of this process converged.")
     return raised_in(errors, rest)
-
-
-# To make one takes some 10 µs.
-_NO_METER = diffrax.NoProgressMeter()
 
 
 def _check_positive(numbers: dict[str, Any]) -> None:
@@ -214,6 +212,7 @@ def _relax(arguments, numbers, max_steps, batch_size, solver, controller, meter,
     follows = controller is not None or "dt0" in numbers
     if solver is None and problem.field.flow == "activation" and not follows:
         solver = BlockUpdates()
+    meter = diffrax.NoProgressMeter() if meter is None else meter
     options = {"tolerance": tolerance, "max_steps": max_steps, "meter": meter}
     if not isinstance(solver, BlockUpdates):
         search = follow(problem, solver, controller, numbers.get("dt0"), **options)

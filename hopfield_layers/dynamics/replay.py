@@ -10,9 +10,9 @@ Memory: every √max_steps-th state is kept, and while the steps between two of 
 the states between them too.
 """
 
+import functools as ft
 import math
 from collections.abc import Callable
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -110,7 +110,7 @@ def _(residuals, gradient, perturbed, differentiated, solve, saveat, how):
     dx0 = dx = jax.tree.map(jnp.zeros_like, problem.x0)
     dt0, dt1 = _total(gradient.t0), _total(gradient.t1)
     like = steps.num_steps.astype(t0.dtype), dx0
-    dts, dys = _filled((gradient.ts, gradient.ys), like, len(problem.batch))
+    dts, dys = _with_zeros((gradient.ts, gradient.ys), like, len(problem.batch))
     if how.saves_t1:
         dx, dt1 = entries(dys, -1), dt1 + jnp.sum(dts[-1])
     if how.saves_t0:
@@ -206,7 +206,7 @@ class _Steps(eqx.Module):
         """The states before each of `count` steps from `offset` on, a multiple of stride."""
         index = jnp.maximum(offset // self.how.stride - 1, 0)
         axis = len(self.problem.batch)
-        at = partial(jax.lax.dynamic_index_in_dim, index=index, axis=axis, keepdims=False)
+        at = ft.partial(jax.lax.dynamic_index_in_dim, index=index, axis=axis, keepdims=False)
         kept = jax.tree.map(at, self.states)
         # A sample that arrived before has no such state; any other will do.
         is_kept = (offset > 0) & (offset <= self.num_steps)
@@ -219,7 +219,9 @@ class _Steps(eqx.Module):
 
         def body(carry):
             k, x, xs = carry
-            xs = jax.tree.map(partial(jax.lax.dynamic_update_index_in_dim, index=k, axis=0), xs, x)
+            xs = jax.tree.map(
+                ft.partial(jax.lax.dynamic_update_index_in_dim, index=k, axis=0), xs, x
+            )
             return k + 1, self.step(self.arrays, x, *self.interval(offset + k)), xs
 
         _, _, xs = jax.lax.while_loop(continues, body, (0, x, room))
@@ -256,7 +258,7 @@ class _Steps(eqx.Module):
         return carry
 
 
-def _filled(cotangents: PyTree, like: PyTree[Array], num_axes: int) -> PyTree[Array]:
+def _with_zeros(cotangents: PyTree, like: PyTree[Array], num_axes: int) -> PyTree[Array]:
     """The cotangents, with the axis of saved times first, and 0 for those that are missing."""
 
     def fill(cotangent, x):

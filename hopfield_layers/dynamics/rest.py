@@ -48,7 +48,7 @@ FAR = 0.6
 
 
 def limit_of(size: Float[Array, ""]) -> Float[Array, ""]:
-    """The |x| beyond which the energy is assumed to have no lower bound, given the size of x0."""
+    """The |x| beyond which the energy is assumed to have no lower bound, given |x| at the start."""
     return jnp.maximum(float(jnp.finfo(size.dtype).max) ** FAR, 1e3 * size)
 
 

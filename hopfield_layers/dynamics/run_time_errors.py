@@ -6,8 +6,8 @@ other devices would wait for the one that fails, until the process is aborted (E
 There the results are NaN instead.
 """
 
+import functools as ft
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -94,7 +94,7 @@ def unless(
         check.def_partition(partition, sharding_rule=rule)
         one = check(failed, *arguments)
     # Only a scalar passes through the check, so that no array is gathered for it.
-    return jax.tree.map(partial(_where, one == 1), tree)
+    return jax.tree.map(ft.partial(_where, one == 1), tree)
 
 
 def nan_like(x: Array) -> Array:

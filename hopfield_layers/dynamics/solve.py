@@ -1,7 +1,6 @@
 """Solutions of a model's flow, sample by sample."""
 
 from collections.abc import Callable, Mapping
-from operator import methodcaller
 from typing import Any, TypedDict, Unpack
 
 import diffrax
@@ -16,6 +15,7 @@ from .closures import closes_over_tracers
 from .descent import descend_along
 from .flow import BoundedFlow, EnergyFlow
 from .inputs import Inputs, steps_to_inputs
+from .options import as_limits, check_adaptive, check_options, check_tools
 from .problems import InitialValueProblem, ProblemArguments
 from .replay import can_replay, Replay, replayed
 from .run_time_errors import Errors, known_error, raised_in
@@ -122,9 +122,9 @@ def solve(
         >>> print(solution.ys.shape, jnp.allclose(layer.energy(solution.ys[:, -1]), -3.0))
         (2, 1, 3) True
     """
-    problems.check_tools(solver, stepsize_controller, saveat)
-    problems.check_options(options)
-    limits = problems.as_limits(max_steps=max_steps, batch_size=batch_size)
+    check_tools(solver, stepsize_controller, saveat)
+    check_options(options)
+    limits = as_limits(max_steps=max_steps, batch_size=batch_size)
     arguments = ProblemArguments(model, x0, flow, clamp, inputs).converted()
     dtype = problems.solve_dtype(arguments.x0)
     numbers = {"t0": t0, "t1": t1} | ({} if dt0 is None else {"dt0": dt0})
@@ -153,8 +153,8 @@ def _solve(arguments, times, max_steps, batch_size, throw, solver, controller, s
     controller = problems.in_dtype(controller, problem.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
     # In the dtype of the solve, which they would otherwise widen.
-    saveat = with_times(saveat, methodcaller("astype", problem.dtype))
-    problems.check_adaptive(solver, controller)
+    saveat = with_times(saveat, lambda ts: ts.astype(problem.dtype))
+    check_adaptive(solver, controller)
     constant = isinstance(controller, diffrax.ConstantStepSize)
     if constant and dt0 is None:
         raise ValueError("Constant steps need their size, dt0.")

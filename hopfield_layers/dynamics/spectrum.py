@@ -6,7 +6,7 @@ stable if they are positive. Directions that H can't move (a dead unit, the mean
 have the eigenvalue 1.
 """
 
-from functools import partial
+import functools as ft
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def smallest_eigenvalues(field: EnergyFlow, x: PyTree[Array], count: int) -> Flo
         held, _ = ravel_pytree(like_state(x, field.clamp.held, "clamp"))
         free = jnp.where(held, 0, free)
     _, metric = jax.linearize(field.model.activations, x)
-    _, jacobian = jax.linearize(partial(field.drive, _T0), x)
+    _, jacobian = jax.linearize(ft.partial(field.drive, _T0), x)
 
     def H(v: Array) -> Array:
         return free * ravel_pytree(metric(unravel(free * v)))[0]

@@ -1,6 +1,6 @@
 """Pictures of energy landscapes and phase portraits over a plane of states."""
 
-from functools import partial
+import functools as ft
 from typing import Any
 
 import equinox as eqx
@@ -57,7 +57,7 @@ def plot_landscape(
     """
     x, y, grid = _grid(model, x, y)
     field = EnergyFlow(model, inputs=inputs)
-    energy = eqx.filter_jit(jax.vmap(partial(field.energy, 0.0)))(grid)
+    energy = eqx.filter_jit(jax.vmap(ft.partial(field.energy, 0.0)))(grid)
     ax = canvas(ax)
     filled = ax.contourf(
         x, y, np.asarray(energy).reshape(y.size, x.size), levels=levels, cmap="cividis"
@@ -97,7 +97,7 @@ def plot_phase_portrait(
     if not all(np.allclose(np.diff(values, 2), 0, atol=1e-6 * np.ptp(values)) for values in (x, y)):
         raise ValueError("Expected equally spaced values of both units.")
     field = EnergyFlow(model, flow, inputs=inputs)
-    rates = eqx.filter_jit(jax.vmap(partial(field, 0.0)))(grid)
+    rates = eqx.filter_jit(jax.vmap(ft.partial(field, 0.0)))(grid)
     flat = [np.asarray(leaf).reshape(x.size * y.size, -1) for leaf in jax.tree.leaves(rates)]
     u, v = np.concatenate(flat, axis=1).T.reshape(2, y.size, x.size)
     ax = canvas(ax)

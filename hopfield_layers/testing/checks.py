@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools as ft
 import math
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import Any, get_args
 
 import equinox as eqx
@@ -158,9 +158,9 @@ def check_synapse(
     drawn = {name: states(like, scale, dtype, extremes=False) for name in ("gs", "others")}
     few = max(max_examples // 10, 1)
     runs = [
-        Run(partial(synapse_laws.dtype_laws, joins, sizes), {}, 1),
-        Run(partial(synapse_laws.repeated_laws, joins), drawn, few),
-        Run(partial(synapse_laws.synapse_laws, joins), drawn, max_examples),
+        Run(ft.partial(synapse_laws.dtype_laws, joins, sizes), {}, 1),
+        Run(ft.partial(synapse_laws.repeated_laws, joins), drawn, few),
+        Run(ft.partial(synapse_laws.synapse_laws, joins), drawn, max_examples),
     ]
     return report_of(joins, [runs[:1], runs[1:2], runs[2:]], progress, expected)
 
@@ -209,9 +209,9 @@ def check_network(
             continue
         laws, part = (_connection_jit, _connection_laws), f"connection {connection.name}"
         for level, law, count in zip(parts, laws, (few, max_examples), strict=True):
-            level.append(Run(partial(law, ham, index), pair, count, part))
+            level.append(Run(ft.partial(law, ham, index), pair, count, part))
     levels = parts + _of_model(ham, drawn, max_examples, bound)
-    levels[-1].append(Run(partial(_network_properties, ham), pair, max_examples))
+    levels[-1].append(Run(ft.partial(_network_properties, ham), pair, max_examples))
     return report_of(ham, levels, progress, expected, _notes(ham, bound))
 
 
@@ -280,14 +280,14 @@ def _of_lagrangian(
     wide = states(shape, **kinds)
     few = max(max_examples // 10, 1)
     return [
-        [Run(partial(lagrangian_laws.dtype_laws, lagrangian, shape), {}, 1)],
+        [Run(ft.partial(lagrangian_laws.dtype_laws, lagrangian, shape), {}, 1)],
         [
             Run(
-                partial(lagrangian_laws.lagrangian_laws, lagrangian),
+                ft.partial(lagrangian_laws.lagrangian_laws, lagrangian),
                 {"x": wide, "y": wide},
                 max_examples,
             ),
-            Run(partial(lagrangian_laws.jit_laws, lagrangian), {"x": wide}, few),
+            Run(ft.partial(lagrangian_laws.jit_laws, lagrangian), {"x": wide}, few),
         ],
     ]
 
@@ -302,21 +302,21 @@ def _of_model(
         bound = float(known)
     few = max(max_examples // 10, 1)
     levels = [
-        [Run(partial(model_laws.dtype_laws, model), {"x": drawn}, 1)],
-        [Run(partial(model_laws.bound_laws, model, bound=bound), {"x": drawn}, max_examples)],
+        [Run(ft.partial(model_laws.dtype_laws, model), {"x": drawn}, 1)],
+        [Run(ft.partial(model_laws.bound_laws, model, bound=bound), {"x": drawn}, max_examples)],
         [
             *(
-                Run(partial(model_laws.flow_laws, model, flow=flow), {"x0": drawn}, few)
+                Run(ft.partial(model_laws.flow_laws, model, flow=flow), {"x0": drawn}, few)
                 for flow in get_args(Flow)
             ),
-            Run(partial(gradient_laws, model), {"x": drawn}, few),
+            Run(ft.partial(gradient_laws, model), {"x": drawn}, few),
         ],
-        [Run(partial(cost_laws, model), {"x": drawn}, 1)],
+        [Run(ft.partial(cost_laws, model), {"x": drawn}, 1)],
     ]
     if not isinstance(model, Layer | HAM):  # whose own parts have been evaluated without jit
-        levels[0].append(Run(partial(model_laws.repeated_laws, model), {"x": drawn}, few))
+        levels[0].append(Run(ft.partial(model_laws.repeated_laws, model), {"x": drawn}, few))
     if not isinstance(model, Layer):  # which rests at its bias
-        levels[-1].append(Run(partial(rest_laws, model), {"x0": drawn}, few))
+        levels[-1].append(Run(ft.partial(rest_laws, model), {"x0": drawn}, few))
     return levels
 
 

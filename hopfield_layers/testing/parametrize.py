@@ -1,7 +1,7 @@
 """Pytest tests for each law of each object."""
 
 import dataclasses
-import functools
+import functools as ft
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +68,7 @@ def parametrize_with_laws(
         laws = _LAWS_OF[kind]
         own = {law: key for law in laws for key in (law, f"{name}-{law}") if key in expected}
         unused -= set(own.values())
-        report = functools.cache(functools.partial(check, expected=tuple(own), **options))
+        report = ft.cache(ft.partial(check, expected=tuple(own), **options))
         for law in laws:
             marks = []
             if law in own:
@@ -107,7 +107,7 @@ def _check_of(candidate: Any) -> tuple[str, Callable[..., Report]]:
     if len(arguments) == 2:
         kind = "model" if isinstance(arguments[0], hl.AbstractEnergyModel) else "synapse"
     kind = kind or "Lagrangian"
-    return kind, functools.partial(getattr(checks, f"check_{kind.lower()}"), *arguments)
+    return kind, ft.partial(getattr(checks, f"check_{kind.lower()}"), *arguments)
 
 
 def _name(candidate: Any) -> str:

@@ -3,11 +3,11 @@
 import base64
 import contextlib
 import dataclasses
+import functools as ft
 import math
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import hypothesis
 import hypothesis.strategies as st
@@ -30,7 +30,7 @@ class Run:
     `laws` is a partial of a function of this package, whose first argument is the model.
     """
 
-    laws: partial[Laws]
+    laws: ft.partial[Laws]
     states: dict[str, SearchStrategy[PyTree]]
     num_examples: int
     part: str = ""

@@ -1,6 +1,6 @@
 """The laws of a synapse, of its alignment A = −E_s and the derivatives ∂A/∂g."""
 
-from functools import partial
+import functools as ft
 from operator import attrgetter
 
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
+from .._trees import entries
 from ..network import HAM
 from ..synapses.base import HasEnergy
 from .differences import (
@@ -51,7 +52,7 @@ class AllJoined(eqx.Module):
 def dtype_laws(synapse: HasEnergy, shapes: tuple[tuple[int, ...], ...]) -> Laws:
     """The laws of the shape and the dtype of E_s."""
     for dtype in dtypes():
-        cast = jax.tree.map(partial(_like, dtype=dtype), synapse)
+        cast = jax.tree.map(ft.partial(_like, dtype=dtype), synapse)
         gs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
         with broken_by_errors():
             energy = eqx.filter_eval_shape(lambda synapse, gs: synapse.energy(*gs), cast, gs)
@@ -154,7 +155,7 @@ def _measured(synapse, gs: Activations, others: Activations, results, most: Arra
     largest = jnp.max(jnp.abs(A.values) * A.is_activation)
     unresolved = jnp.where(largest > 2**9, jnp.inf, 0.0)
     both = eqx.tree_at(attrgetter("tolerance"), both, both.tolerance + unresolved)
-    vw, wv = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
+    vw, wv = (entries(both, i) for i in range(2))
     end, _ = ravel_pytree((A.parameters, others))
     laws = {
         "finite": [_finite(A, results, most)],
@@ -239,7 +240,7 @@ def _convex(A: _Flat, gs: Activations, others: Activations) -> list[Measured]:
         for each in (g, other, g / 2 + other / 2)
     ]
     states = jnp.stack([ravel_pytree((A.parameters, way))[0] for way in ways])
-    values, sizes = jax.lax.map(partial(value_and_size, A), states)
+    values, sizes = jax.lax.map(ft.partial(value_and_size, A), states)
     measured = []
     for i, (triple, size) in enumerate(
         zip(values.reshape(-1, 3), sizes.reshape(-1, 3), strict=True)
