@@ -8,8 +8,8 @@
 4. An Energy Transformer block that is trained through its rest, and the time of its gradient.
 5. Random networks: how many come to rest, as recomputed in float64, and whether the energy rises.
 
-A sweep of block updates evaluates the drive of each block once, one drive in all. The drives that
-measure the first and the last state are counted too.
+A sweep of block updates evaluates the drive of each block once, one drive in all. The drive that
+measures x0 is counted too, and with several blocks that of the last state.
 """
 
 import sys

@@ -90,10 +90,11 @@ def evaluations(
 
 
 def drives(model: hl.AbstractEnergyModel, rest: hl.Relaxation) -> int:
-    """The drives of a relaxation by block updates, for the sample with the most sweeps.
+    """The drives of a relaxation that came to rest by block updates, the most of all samples.
 
-    One drive measures x0, and each sweep takes one. With several blocks another one measures the
-    last state.
+    One drive measures x0, and each sweep or implicit step counts as one. After sweeps of several
+    blocks another one measures the last state.
     """
-    blocks = getattr(model, "blocks", tuple)()
-    return int(np.max(rest.num_steps)) + (2 if len(blocks) > 1 else 1)
+    steps = int(np.max(rest.num_steps))
+    measures_last = len(getattr(model, "blocks", tuple)()) > 1 and steps > 0
+    return steps + (2 if measures_last else 1)

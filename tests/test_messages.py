@@ -81,6 +81,7 @@ def test_solve(options, error, message):
         ({"max_steps": 0}, ValueError, "max_steps of 1 at least, got 0"),
         ({"tol": -1.0}, ValueError, "finite tol > 0, got -1"),
         ({"inputs": lambda t: t}, ValueError, "depend on t have no fixed point"),
+        ({"progress_meter": "x"}, TypeError, r"diffrax\.AbstractProgressMeter, got 'x'"),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
 )

@@ -79,7 +79,7 @@ class _Sweep(NamedTuple):
     """A state as a flat vector, and the results of a sweep from there."""
 
     x: Float[Array, " n"]
-    end: StepEnd  # g, the drive u of each block when it moves, and the energy
+    end: StepEnd  # g, the drive u of each block when it moves, as rounded in x, and the energy
     distance: Float[Array, ""]  # the largest |u| in units of the tolerance, see `_sweep`
     residual: Float[Array, ""] | None  # the largest |u|, None for several blocks
     damping: Float[Array, ""]
@@ -151,7 +151,7 @@ class Updates(eqx.Module):
             self.meter,
         )
         kept = state.kept
-        # With several blocks the last sweep only measured, and u is the force at x.
+        # With several blocks the last sweep only measured, and u is not rounded.
         residual = largest(kept.end.u) if kept.residual is None else kept.residual
         at = Measured(kept.x, kept.end, residual, kept.distance)
         limit = limit_of(state.size_at_start)
@@ -205,8 +205,8 @@ class Updates(eqx.Module):
     ) -> _State:
         """Sweeps from the candidate, keeps or rejects it, and chooses the next one.
 
-        The first sweep, and with several blocks the last one, measure a state without a
-        displacement.
+        The first sweep measures a state without a displacement. So does the last one, unless a
+        model of one block is at rest, as its sweeps measure the states from which they start.
         """
         kept, damping, measures = state.kept, state.damping, state.measures
         is_first = measures & (state.num_steps == 0)
@@ -237,10 +237,10 @@ class Updates(eqx.Module):
         stuck = next_damping < 1e-4 * self.method.damping
         in_range = (largest(kept.x) < limit_of(size_at_start)) & jnp.isfinite(kept.distance)
         size = jnp.where(keep, size, last_size)
-        rests = (kept.distance < 1) | (size == 0)
-        ends = rests | stuck | ~in_range | (num_steps >= self._max_sweeps)
-        # With several blocks the distance is an estimate, and the final state is measured.
-        is_done = ends if kept.residual is not None else measures & (ends | ~is_first)
+        rests = kept.distance < 1  # with several blocks an estimate, see `_sweep`
+        # Without a displacement, as rounded in x, sweeps make no more progress.
+        ends = rests | (size == 0) | stuck | ~in_range | (num_steps >= self._max_sweeps)
+        is_done = (rests & (kept.residual is not None)) | (measures & (ends | ~is_first))
 
         accelerates = keep & (jnp.any(history.is_used) | (stretch > 1)) & ~ends
         u = kept.end.u
@@ -272,7 +272,8 @@ class Updates(eqx.Module):
         """The state x, and its displacement when every block moves in turn by −ω u.
 
         The drive of a later block is that after the earlier ones have moved, so that for several
-        blocks the distance at x is an estimate. If the sweep only measures x, it is exact.
+        blocks the distance at x is an estimate. With one block, or if the sweep only measures x, it
+        is exact.
         """
         step = jnp.where(measures, 0, damping)
         start = unravel(x)

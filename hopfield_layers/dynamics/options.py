@@ -1,4 +1,4 @@
-"""Checks of the options of `solve` and `relax`: limits, and what they take from diffrax."""
+"""Checks of options: limits, and what is taken from diffrax."""
 
 import operator
 import typing

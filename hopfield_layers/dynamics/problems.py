@@ -226,11 +226,11 @@ def solve_dtype(x0: PyTree[AnyArray]) -> np.dtype:
     if not dtypes:
         raise ValueError(f"Expected a state of one array at least, got {x0}.")
     x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    return _widest(dtypes) if x64 else np.dtype(np.float32)
+    return _dtype_with_x64(dtypes) if x64 else np.dtype(np.float32)
 
 
 @ft.cache
-def _widest(dtypes: frozenset[np.dtype]) -> np.dtype:
+def _dtype_with_x64(dtypes: frozenset[np.dtype]) -> np.dtype:
     """`solve_dtype` if x64 is enabled, cached because `issubdtype` takes long."""
     narrow = (jnp.issubdtype(dtype, jnp.inexact) and dtype != np.float64 for dtype in dtypes)
     return np.dtype(np.float32 if all(narrow) else np.float64)
