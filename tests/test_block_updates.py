@@ -95,13 +95,14 @@ def test_the_first_and_the_last_state_are_measured(model):
 
 
 def test_the_residual_is_not_rounded():
-    # With a damping of 0.3 the displacements are rounded to multiples of 3 ε |x|.
+    # With a damping of 0.05 the displacements are rounded to multiples of 20 ε |x|, that is 2e-6,
+    # and u itself to a few ε.
     model = with_dtype(SELF, jnp.float32)
     for seed in range(3):
         x0 = {"x": 3 * jr.normal(jr.key(seed), (6,), jnp.float32)}
-        rest = hl.relax(model, x0, solver=hl.BlockUpdates(damping=0.3))
+        rest = hl.relax(model, x0, solver=hl.BlockUpdates(damping=0.05))
         u = with_dtype(model, jnp.float64).dEdg(with_dtype(rest.x, jnp.float64))["x"]
-        np.testing.assert_allclose(rest.residual, jnp.max(jnp.abs(u)), atol=1.5e-7)
+        np.testing.assert_allclose(rest.residual, jnp.max(jnp.abs(u)), rtol=0, atol=5e-7)
 
 
 def test_sums_and_products_in_batches():

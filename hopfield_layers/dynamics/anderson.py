@@ -27,17 +27,19 @@ class History(NamedTuple):
     times as long.
     """
 
-    df: tuple[Float[Array, " n"], ...]
-    ds: tuple[Float[Array, " n"], ...]
+    rows: tuple[Float[Array, "2 n"], ...]  # each of ΔF and of ΔS
     gram: Float[Array, "history history"]  # ΔF ΔFᵀ
-    is_used: Bool[Array, " history"]
-    oldest: Int[Array, ""]  # the row that the next change replaces
+    num_changes: Int[Array, ""]  # since the history was empty, also those that were replaced
+
+    @property
+    def dfs(self) -> tuple[Float[Array, " n"], ...]:
+        return tuple(df for df, _ in self.rows)
 
 
 def no_history(room: int, x: Float[Array, " n"]) -> History:
     """An empty history, with room for `room` changes."""
-    rows, gram = (jnp.zeros_like(x),) * room, jnp.zeros((room, room), x.dtype)
-    return History(rows, rows, gram, jnp.zeros(room, bool), jnp.zeros((), jnp.int32))
+    rows = (jnp.zeros((2, *x.shape), x.dtype),) * room
+    return History(rows, jnp.zeros((room, room), x.dtype), jnp.zeros((), jnp.int32))
 
 
 def pushed(
@@ -47,23 +49,21 @@ def pushed(
     room = len(history.gram)
     if room == 0:
         return history
-    is_row = (jnp.arange(room) == history.oldest) & is_new
-    dfs, dss = (
-        tuple(jnp.where(is_row[i], new, row) for i, row in enumerate(rows))
-        for rows, new in ((history.df, df), (history.ds, ds))
-    )
-    new_row = products(dfs, df)
+    is_row = (np.arange(room) == history.num_changes % room) & is_new
+    new = jnp.stack([df, ds])
+    rows = tuple(jnp.where(is_row[i], new, row) for i, row in enumerate(history.rows))
+    history = history._replace(rows=rows)
+    new_row = products(history.dfs, df)
     gram = jnp.where(is_row, new_row[:, None], history.gram)
     gram = jnp.where(is_row[:, None], new_row, gram)
-    is_used = (history.is_used | is_row) & is_new
-    return History(dfs, dss, gram, is_used, (history.oldest + 1) % room)
+    return History(rows, gram, jnp.where(is_new, history.num_changes + 1, 0))
 
 
 def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"]) -> Array:
     """The point to which Anderson's method goes from f and s = x + f."""
     if len(history.gram) == 0:
         return s
-    is_used = history.is_used
+    is_used = np.arange(len(history.gram)) < history.num_changes
     # Masks, which XLA fuses with the arithmetic: `jnp.diagonal` and `jnp.diag` are gathers.
     on_diagonal = np.eye(len(history.gram), dtype=bool)
     sizes = jnp.sqrt(jnp.sum(jnp.where(on_diagonal, history.gram, 0), axis=1))
@@ -74,10 +74,10 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
     both = is_used[:, None] & is_used
     gram = jnp.where(both, scale[:, None] * history.gram * scale, 0)
     gram = gram + jnp.where(on_diagonal, shift, 0)
-    right = jnp.where(is_used, scale * products(history.df, f), 0)
+    right = jnp.where(is_used, scale * products(history.dfs, f), 0)
     weights = scale * _solution(gram, right)
-    terms = zip(is_used, weights, history.ds, strict=True)
-    return s - sum(jnp.where(used, weight * row, 0) for used, weight, row in terms)
+    terms = zip(is_used, weights, history.rows, strict=True)
+    return s - sum(jnp.where(used, weight * ds, 0) for used, weight, (_, ds) in terms)
 
 
 def _solution(matrix: Array, b: Array) -> Array:
@@ -88,8 +88,10 @@ def _solution(matrix: Array, b: Array) -> Array:
     """
     rows = jnp.concatenate([matrix, b[:, None]], axis=1)
     for i in range(len(b)):
-        # Dividing all entries fuses with the rest; dividing one row would be a kernel of its own.
-        others = np.arange(len(b))[:, None] != i
-        rows = jnp.where(others, rows - rows[:, i, None] * rows[i] / rows[i, i], rows)
+        # XLA fuses a division of entries by entries with the rest. It would replace a division by
+        # one number by a product with the inverse of this number, which is a kernel of its own.
+        others = np.broadcast_to(np.arange(len(b))[:, None] != i, rows.shape)
+        pivots = jnp.where(others, rows[i, i], 1)
+        rows = rows - jnp.where(others, rows[:, i, None] * rows[i], 0) / pivots
     diagonal = jnp.sum(jnp.where(np.eye(len(b), dtype=bool), rows[:, :-1], 0), axis=1)
     return rows[:, -1] / diagonal

@@ -242,7 +242,7 @@ class Updates(eqx.Module):
         ends = rests | (size == 0) | stuck | ~in_range | (num_steps >= self._max_sweeps)
         is_done = (rests & (kept.residual is not None)) | (measures & (ends | ~is_first))
 
-        accelerates = keep & (jnp.any(history.is_used) | (stretch > 1)) & ~ends
+        accelerates = keep & ((history.num_changes > 0) | (stretch > 1)) & ~ends
         u = kept.end.u
         plain = kept.x - damping * jnp.where(is_first & ~moves_first, 0, u)
         stretched = kept.x - jnp.maximum(stretch, _OVERRELAXATION) * damping * u
