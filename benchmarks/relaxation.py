@@ -1,4 +1,4 @@
-"""How `relax` arrives at rest: `python -m benchmarks.relaxation`, some minutes; `--quick` for less.
+"""How `relax` arrives at rest: `python -m benchmarks.relaxation`, half an hour; `--quick` for less.
 
 1. A chain of five tanh layers, the two layers of `benchmarks.dynamics` and a memory: the drives of
    a relaxation, by block updates and by `ETD2RK`, and the time of the first over the second.
@@ -92,8 +92,8 @@ def slow_approaches() -> None:
 
 
 def random_networks(num_structures: int, num_draws: int) -> None:
-    """How many of them come to rest."""
-    total = unconverged = refuted = rising = 0
+    """How many of them come to rest, in each dtype."""
+    unconverged = refuted = rising = 0
     most = []
     for seed in range(num_structures):
         jax.clear_caches()  # the programs of many structures would fill the memory
@@ -119,17 +119,17 @@ def random_networks(num_structures: int, num_draws: int) -> None:
                 return rest, miss, (after - before) / (64 * eps * size)
 
             rest, miss, rise = eqx.filter_jit(eqx.filter_vmap(relaxed))(problems)
-            total += num_draws
             unconverged += int(jnp.sum(~rest.converged))
-            refuted += int(jnp.sum(rest.converged & ~(miss < 2)))
+            refuted += int(jnp.sum(rest.converged & ~(miss < 1.1)))
             rising += int(jnp.sum(~(rise < 1)))
             most.append(drives(problems[0], rest))
-            if not bool(jnp.all(rest.converged & (miss < 2) & (rise < 1))):
-                print("  ", seed, dtype.__name__, np.flatnonzero(~rest.converged), flush=True)
+            if not bool(jnp.all(good := rest.converged & (miss < 1.1) & (rise < 1))):
+                print("  ", seed, dtype.__name__, np.flatnonzero(~good), flush=True)
     print(
-        f"\n{total} random networks: {unconverged} not at rest, {refuted} refuted in float64, "
-        f"{rising} with rising energy; drives at most {np.median(most):.0f} in half of the "
-        f"structures, {np.percentile(most, 90):.0f} in 9 of 10, {max(most)} in all."
+        f"\n{num_structures * num_draws} random networks in both dtypes: {unconverged} not at "
+        f"rest, {refuted} refuted in float64, {rising} with rising energy; drives at most "
+        f"{np.median(most):.0f} in half of the structures, {np.percentile(most, 90):.0f} in 9 of "
+        f"10, {max(most)} in all."
     )
 
 
@@ -168,19 +168,22 @@ def training(num_steps: int) -> None:
         second = jax.tree.map(lambda m, g: 0.99 * m + 0.01 * g**2, second, gradient)
         rate = 3e-3 * jnp.sqrt(1 - 0.99**count) / (1 - 0.9**count)
         change = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + 1e-8), first, second)
-        return eqx.apply_updates(ham, change), (first, second), value, missed
+        is_finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]
+        ham = eqx.apply_updates(ham, change)
+        return ham, (first, second), value, missed, jnp.all(jnp.array(is_finite))
 
     zeros = jax.tree.map(jnp.zeros_like, eqx.filter(ham, eqx.is_inexact_array))
-    moments, losses, unconverged = (zeros, zeros), [], 0
+    moments, losses, unconverged, infinite = (zeros, zeros), [], 0, 0
     for count in range(num_steps):
         key = jr.fold_in(jr.key(2), count)
-        ham, moments, value, missed = step(ham, moments, jnp.asarray(count + 1.0), key)
+        ham, moments, value, missed, is_finite = step(ham, moments, jnp.asarray(count + 1.0), key)
         losses.append(float(value))
         unconverged += int(missed)
+        infinite += not is_finite
     print(
         f"\nEnergy Transformer, {num_steps} steps of training: loss {losses[0]:.3f} to "
         f"{np.mean(losses[-10:]):.3f}, {unconverged} of {64 * num_steps} samples not at rest, "
-        f"all gradients finite: {bool(np.all(np.isfinite(losses)))}"
+        f"{infinite} gradients not finite"
     )
     data = batch(jr.key(3))
     forward, gradient = eqx.filter_jit(loss), eqx.filter_jit(eqx.filter_grad(loss, has_aux=True))
@@ -196,7 +199,7 @@ def main() -> None:
     binary_networks(10 if quick else 40)
     slow_approaches()
     training(20 if quick else 300)
-    random_networks(2 if quick else 20, 10 if quick else 25)
+    random_networks(2 if quick else 40, 10 if quick else 25)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ class History(NamedTuple):
     times as long.
     """
 
-    rows: tuple[Float[Array, "2 n"], ...]  # each of ΔF and of ΔS
+    rows: tuple[Float[Array, "2 n"], ...]  # row i of ΔF and row i of ΔS
     gram: Float[Array, "history history"]  # ΔF ΔFᵀ
-    num_changes: Int[Array, ""]  # since the history was empty, also those that were replaced
+    num_changes: Int[Array, ""]  # since it was empty, with those replaced since
 
     @property
     def dfs(self) -> tuple[Float[Array, " n"], ...]:
@@ -91,7 +91,7 @@ def _solution(matrix: Array, b: Array) -> Array:
         # XLA fuses a division of entries by entries with the rest. It would replace a division by
         # one number by a product with the inverse of this number, which is a kernel of its own.
         others = np.broadcast_to(np.arange(len(b))[:, None] != i, rows.shape)
-        pivots = jnp.where(others, rows[i, i], 1)
-        rows = rows - jnp.where(others, rows[:, i, None] * rows[i], 0) / pivots
+        divisors = jnp.where(others, rows[i, i], 1)
+        rows = rows - jnp.where(others, rows[:, i, None] * rows[i], 0) / divisors
     diagonal = jnp.sum(jnp.where(np.eye(len(b), dtype=bool), rows[:, :-1], 0), axis=1)
     return rows[:, -1] / diagonal

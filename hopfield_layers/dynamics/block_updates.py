@@ -79,7 +79,9 @@ class _Sweep(NamedTuple):
     """A state as a flat vector, and the results of a sweep from there."""
 
     x: Float[Array, " n"]
-    end: StepEnd  # g, the drive u of each block when it moves, as rounded in x, and the energy
+    # g, the energy, and the drive u of each block when it moves, as rounded in x unless the sweep
+    # only measures.
+    end: StepEnd
     distance: Float[Array, ""]  # the largest |u| in units of the tolerance, see `_sweep`
     residual: Float[Array, ""] | None  # the largest |u|, None for several blocks
     damping: Float[Array, ""]
