@@ -81,15 +81,16 @@ def test_the_first_and_the_last_state_are_measured(model):
     # The displacements of a sweep of several blocks are no measure of the state itself, nor are
     # those of one block, which are rounded.
     x0 = jax.tree.map(lambda x: jnp.stack([x, 3 * x]), model.init_states(rng=jr.key(1)))
-    for max_steps in (1, 2, 4096):
+    for max_steps in (1, 4096):
         rest = hl.relax(model, x0, max_steps=max_steps, throw=False)
         residual = jax.tree.map(lambda u: jnp.max(jnp.abs(u), axis=1), model.dEdg(rest.x))
         residual = jnp.max(jnp.stack(jax.tree.leaves(residual)), axis=0)
         np.testing.assert_allclose(rest.residual, residual, rtol=1e-9, atol=1e-15)
         np.testing.assert_allclose(rest.energy, model.energy(rest.x), rtol=1e-14)
-        assert jnp.all(rest.converged == (max_steps > 2))
+        assert jnp.all(rest.converged == (max_steps > 1))
         assert jnp.all(rest.num_steps <= max_steps)
-    at_rest = hl.relax(model, rest.x, max_steps=1)
+    at_rest = hl.relax(model, rest.x, max_steps=1, throw=False)
+    assert jnp.all(at_rest.converged)
     assert jnp.all(at_rest.num_steps == 0)
     jax.tree.map(np.testing.assert_array_equal, at_rest.x, rest.x)
 

@@ -24,7 +24,7 @@ EIGHT_DEVICES = {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_on_eight_devices(name):
     command = [sys.executable, "-m", "tests.devices", name]
-    options = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+    options = {"capture_output": True, "text": True, "timeout": 600, "check": False}
     run = subprocess.run(command, env=os.environ | EIGHT_DEVICES, cwd=ROOT, **options)
     assert run.returncode == 0, run.stderr
 
