@@ -83,8 +83,9 @@ def extrapolated(history: History, f: Float[Array, " n"], s: Float[Array, " n"])
 def _solution(matrix: Array, b: Array) -> Array:
     """x with matrix x = b, by Gauss–Jordan elimination.
 
-    A positive definite matrix needs no pivoting. Under `vmap` this is elementwise work on the whole
-    batch, whereas LAPACK would be called once for each sample.
+    A positive definite matrix needs no pivoting; where rounding makes a pivot 0, the candidate is
+    not finite and is rejected. Under `vmap` this is elementwise work on the whole batch, whereas
+    LAPACK would be called once for each sample.
     """
     rows = jnp.concatenate([matrix, b[:, None]], axis=1)
     for i in range(len(b)):
